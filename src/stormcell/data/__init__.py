@@ -1,0 +1,1 @@
+"""Frames in → windows: xarray at the door, tensors after `windows`."""

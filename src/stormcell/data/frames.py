@@ -1,0 +1,466 @@
+"""`open_frames`: anything that holds frames → a DataArray under one contract, checked once, here.
+
+The contract: dims (time, y, x), float32, NaN where missing, `attrs["units"]`; time strictly increasing, the end of an
+accumulation; y from north to south, x and y in metres or degrees (pixels where nothing is known); CRS as CF `spatial_ref`;
+amounts a step have become rates; rain is never negative; the Z–R pair lies in `attrs["zr"]`, the origin in
+`attrs["source"]`. Values stay on disk until they are used, where the format allows it.
+"""
+
+from __future__ import annotations
+
+import glob
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import xarray as xr
+
+from ..errors import InputError
+from .readers import arrays, cf, images
+from .readers.raw import time_in_name
+from .reading import Reading
+from .units import MARSHALL_PALMER, canonical, from_rain_rate, is_rain, to_rain_rate
+
+Paths = str | Path | Sequence[str | Path]
+SUFFIXES = (*cf.SUFFIXES, *arrays.SUFFIXES, *images.SUFFIXES)
+MONTH = "month"
+Step = float | str  # minutes, or MONTH
+_MONTH_DAYS = (27, 32)
+_MEAN_MONTH_MINUTES = 30.44 * 1440
+_TOLERANCE = 0.1  # of a step: radars are seldom late by more, and never by a step
+
+
+# --- what is there -----------------------------------------------------------------------------------------------------
+
+
+def find_files(paths: Paths) -> list[Path]:
+    """Files with frames behind a path, folder, glob or a list of those, sorted by name.
+
+    Raises InputError if there are none.
+    """
+    given = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    if not given:
+        raise InputError("no file was named")
+    found: dict[Path, None] = {}
+    for entry in given:
+        path = Path(entry).expanduser()
+        if path.is_dir() and path.suffix.lower() != ".zarr":
+            inside = [p for p in sorted(path.iterdir()) if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+            if not inside:
+                raise InputError(f"{path} is a folder without frames: expected files that end in {', '.join(SUFFIXES)}")
+        elif path.exists():
+            inside = [path]
+            if path.suffix.lower() not in SUFFIXES:
+                raise InputError(f"{path} has no known format: expected a file that ends in {', '.join(SUFFIXES)}")
+        else:
+            inside = [p for p in map(Path, sorted(glob.glob(str(path)))) if p.suffix.lower() in SUFFIXES]
+            if not inside:
+                raise InputError(f"{entry} does not exist, or no file with frames matches it")
+        found.update(dict.fromkeys(inside))
+    return list(found)
+
+
+def _read(path: Path, variable: str | None) -> xr.DataArray:
+    suffix = path.suffix.lower()
+    if suffix in images.SUFFIXES:
+        return images.read(path)
+    if suffix in arrays.SUFFIXES:
+        return arrays.read(path, variable)
+    return cf.read(path, variable)
+
+
+# --- time --------------------------------------------------------------------------------------------------------------
+
+
+def time_step(times: npt.NDArray[np.datetime64]) -> Step | None:
+    """The step between frames: minutes, "month" for calendar months, None for a single frame.
+
+    With gaps it is the step that occurs most often, the shortest of these.
+    """
+    if len(times) < 2:
+        return None
+    steps = np.diff(times).astype("timedelta64[s]").astype(np.int64)
+    days = np.median(steps) / 86400
+    if _MONTH_DAYS[0] <= days <= _MONTH_DAYS[1]:
+        return MONTH
+    values, counts = np.unique(steps, return_counts=True)
+    return float(values[counts.argmax()]) / 60
+
+
+def follows(before: np.datetime64, after: np.datetime64, step: Step) -> bool:
+    """Whether `after` is the next time after `before`."""
+    if step == MONTH:
+        return bool(after.astype("M8[M]") - before.astype("M8[M]") == np.timedelta64(1, "M"))
+    minutes = float((after - before) / np.timedelta64(1, "s")) / 60
+    return abs(minutes - float(step)) <= _TOLERANCE * float(step)
+
+
+def advance(time: np.datetime64, step: Step, count: int) -> np.datetime64:
+    """The time `count` steps after `time`."""
+    if step == MONTH:
+        return (pd.Timestamp(time) + pd.DateOffset(months=count)).to_datetime64().astype("datetime64[ns]")
+    return np.datetime64(time, "ns") + np.timedelta64(round(float(step) * 60 * count), "s")
+
+
+def step_text(step: Step) -> str:
+    return "1 month" if step == MONTH else f"{float(step):g} min"
+
+
+def _thin(frames: xr.DataArray, minutes: float) -> xr.DataArray:
+    """Keep frames `minutes` apart, counted back from the newest, anew after each gap."""
+    times = frames.time.values
+    own = time_step(times)
+    if own is None or own == MONTH or abs(float(own) - minutes) <= _TOLERANCE * float(own):
+        return frames
+    ratio = minutes / float(own)
+    if ratio < 1 or abs(ratio - round(ratio)) > 0.01:
+        raise InputError(
+            f"{frames.attrs['source']} has a frame every {step_text(own)}: these cannot be thinned to one every "
+            f"{minutes:g} min; --step-minutes must be a multiple of {float(own):g}"
+        )
+    keep = [len(times) - 1]
+    for k in range(len(times) - 2, -1, -1):
+        if follows(times[k], times[keep[-1]], minutes) or times[keep[-1]] - times[k] > np.timedelta64(
+            round(60 * minutes * (1 + _TOLERANCE)), "s"
+        ):
+            keep.append(k)
+    return frames.isel(time=sorted(keep))
+
+
+# --- space -------------------------------------------------------------------------------------------------------------
+
+
+def grid_spacing(frames: xr.DataArray) -> float | None:
+    """Mean grid spacing in metres (degrees are turned into metres at the middle latitude), or None if unknown."""
+    if min(frames.sizes["y"], frames.sizes["x"]) < 2 or frames.x.attrs.get("units") not in ("m", "degrees"):
+        return None
+    dy, dx = (abs(float(frames[a][-1] - frames[a][0])) / (frames.sizes[a] - 1) for a in ("y", "x"))
+    if frames.x.attrs["units"] == "degrees":
+        middle = float(frames.y.mean())
+        dy, dx = dy * 111_195, dx * 111_195 * float(np.cos(np.radians(middle)))  # metres a degree on the mean sphere
+    return float(np.sqrt(dy * dx))
+
+
+def common_grid_spacing(runs: Sequence[xr.DataArray]) -> float | None:
+    """The grid spacing of all runs in metres, None if unknown. Raises InputError if two differ by more than a quarter."""
+    known = [(spacing, run) for run in runs if (spacing := grid_spacing(run)) is not None]
+    if not known:
+        return None
+    (fine, a), (coarse, b) = min(known, key=lambda k: k[0]), max(known, key=lambda k: k[0])
+    if coarse > 1.25 * fine:
+        raise InputError(
+            f"grids differ: {fine / 1000:.3g} km in {a.attrs.get('source', 'frames')}, {coarse / 1000:.3g} km in "
+            f"{b.attrs.get('source', 'frames')}; train on one of them"
+        )
+    return float(np.mean([spacing for spacing, _ in known]))
+
+
+def area(frames: xr.DataArray) -> list[float] | None:
+    """West, south, east, north in degrees, or None if the grid's place on Earth is unknown."""
+    half = [abs(float(frames[a][1] - frames[a][0])) / 2 if frames.sizes[a] > 1 else 0.0 for a in ("x", "y")]
+    west, east = float(frames.x.min()) - half[0], float(frames.x.max()) + half[0]
+    south, north = float(frames.y.min()) - half[1], float(frames.y.max()) + half[1]
+    if frames.x.attrs.get("units") == "degrees":
+        return [west, south, east, north]
+    if "spatial_ref" not in frames.coords:
+        return None
+    from pyproj import CRS, Transformer
+
+    crs = CRS.from_cf(frames.spatial_ref.attrs)
+    transformer = Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
+    bounds = transformer.transform_bounds(west, south, east, north)
+    return [float(b) for b in bounds] if np.isfinite(bounds).all() else None
+
+
+def _with_crs(frames: xr.DataArray, crs: object) -> xr.DataArray:
+    """Attach the CRS as a CF `spatial_ref` coordinate. An ellipsoid written in kilometres (KNMI's) is put in metres."""
+    if not crs:
+        return frames
+    from pyproj import CRS
+    from pyproj.exceptions import CRSError
+
+    try:
+        parsed = CRS.from_cf(crs) if isinstance(crs, dict) else CRS.from_user_input(crs)
+        if parsed.ellipsoid is not None and parsed.ellipsoid.semi_major_metre < 10_000:
+            cf_attrs = {key: value for key, value in parsed.to_cf().items() if key != "crs_wkt"}
+            for key in ("semi_major_axis", "semi_minor_axis", "false_easting", "false_northing"):
+                cf_attrs[key] = 1000 * cf_attrs.get(key, 0.0)
+            parsed = CRS.from_cf(cf_attrs)
+    except (CRSError, KeyError, ValueError) as error:
+        if isinstance(crs, dict):
+            return frames  # a grid mapping that says nothing of use, such as an empty one
+        raise InputError(f"{frames.attrs['source']}: the CRS {crs!r} is not understood ({error})") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # CF's own words cannot say all of it; crs_wkt, beside them, does
+        attrs = parsed.to_cf()
+    return frames.assign_coords(spatial_ref=xr.Variable((), 0, attrs))
+
+
+def _with_grid(frames: xr.DataArray) -> xr.DataArray:
+    """x and y in metres, degrees or pixels; rows from north to south."""
+    for axis in ("y", "x"):
+        if axis not in frames.coords:
+            frames = frames.assign_coords({axis: (axis, np.arange(frames.sizes[axis], dtype=np.float64), {"units": "1"})})
+            continue
+        units = str(frames[axis].attrs.get("units", ""))
+        values = frames[axis].values.astype(np.float64)
+        if units == "km":
+            values, units = values * 1000, "m"
+        elif units in ("metre", "meter", "metres", "meters"):
+            units = "m"
+        elif units.startswith("degree"):
+            units = "degrees"
+        frames = frames.assign_coords({axis: (axis, values, {"units": units or "1"})})
+    if frames.sizes["y"] > 1 and frames.y.attrs["units"] != "1" and frames.y[0] < frames.y[-1]:
+        frames = frames.isel(y=slice(None, None, -1))
+    return frames
+
+
+def coarsen(frames: xr.DataArray, n: int) -> xr.DataArray:
+    """Means of n×n blocks over their valid pixels, missing where under half are valid.
+
+    Rain is averaged in mm/h, also where frames are in dBZ. Rows and columns that fill no block are left off, below and to
+    the right. Raises InputError if n is not positive or larger than the frames.
+    """
+    if n < 1 or n > min(frames.sizes["y"], frames.sizes["x"]):
+        raise InputError(f"frames of {frames.sizes['y']}×{frames.sizes['x']} pixels cannot be coarsened by {n}")
+    if n == 1:
+        return frames
+    units, zr, attrs = frames.attrs["units"], zr_pair(frames), frames.attrs
+    values = _elementwise(frames, lambda v: to_rain_rate(v, units, zr)) if is_rain(units) else frames
+    blocks = values.coarsen(y=n, x=n, boundary="trim")
+    share = values.notnull().coarsen(y=n, x=n, boundary="trim").mean()
+    mean = (blocks.sum() / blocks.count().clip(min=1)).where(share >= 0.5).astype(np.float32)  # type: ignore[attr-defined]
+    if is_rain(units):
+        mean = _elementwise(mean, lambda v: from_rain_rate(v, units, zr))
+    mean.attrs = dict(attrs)
+    for axis in ("x", "y"):
+        mean[axis].attrs = dict(frames[axis].attrs)
+    return mean
+
+
+# --- values ------------------------------------------------------------------------------------------------------------
+
+
+def _elementwise(frames: xr.DataArray, function: Callable[[Any], Any]) -> xr.DataArray:
+    return xr.apply_ufunc(function, frames, dask="parallelized", output_dtypes=[np.float32], keep_attrs=True)
+
+
+def zr_pair(frames: xr.DataArray) -> tuple[float, float]:
+    """(a, b) of Z = a·R^b that travels with the frames."""
+    a, b = frames.attrs.get("zr", MARSHALL_PALMER)
+    return float(a), float(b)
+
+
+def values(frames: xr.DataArray) -> npt.NDArray[np.float32]:
+    """Read the frames into memory. Raises InputError, with the file's name, if one breaks off underway."""
+    try:
+        return np.asarray(frames.values, dtype=np.float32)
+    except InputError:
+        raise
+    except (OSError, RuntimeError, ValueError, EOFError) as error:
+        raise InputError(f"{frames.attrs.get('source', 'frames')} breaks off or is damaged ({error})") from error
+
+
+def check_frames(frames: xr.DataArray) -> xr.DataArray:
+    """Hold frames to the contract, for arrays that a caller made. Returns them with float32 values and a Z–R pair.
+
+    Raises InputError naming what does not fit.
+    """
+    source = frames.attrs.get("source", "frames")
+    if not {"time", "y", "x"} <= set(frames.dims) or frames.ndim != 3:
+        raise InputError(f"{source}: expected the axes time, y, x; they have {', '.join(map(str, frames.dims))}")
+    if "units" not in frames.attrs:
+        raise InputError(f'{source}: attrs["units"] is missing; set "mm/h", "dBZ" or the name of another unit')
+    if "time" not in frames.coords or frames.time.dtype.kind != "M":
+        raise InputError(f"{source}: expected a time coordinate of datetime64")
+    _check_order(frames)
+    frames = frames.transpose("time", "y", "x")
+    for axis in ("x", "y"):
+        if axis not in frames.coords or "units" not in frames[axis].attrs:
+            return _with_grid(frames.astype(np.float32))
+    return frames.astype(np.float32)
+
+
+def _check_order(frames: xr.DataArray) -> None:
+    times = frames.time.values
+    if np.isnat(times).any():
+        raise InputError(f"{frames.attrs.get('source', 'frames')}: some frames have no time")
+    wrong = np.flatnonzero(np.diff(times) <= np.timedelta64(0))
+    if wrong.size:
+        first, second = times[wrong[0]], times[wrong[0] + 1]
+        what = "occurs twice" if first == second else f"comes after {_minute(first)}"
+        raise InputError(
+            f"{frames.attrs.get('source', 'frames')}: times are out of order or doubled: {_minute(second)} {what}. "
+            "Sort the frames by time and keep one of each"
+        )
+
+
+def _minute(time: np.datetime64) -> str:
+    return str(time.astype("M8[s]")).replace("T", " ")
+
+
+# --- the door ----------------------------------------------------------------------------------------------------------
+
+
+def open_frames(
+    path: Paths,
+    *,
+    variable: str | None = None,
+    units: str | None = None,
+    start: str | None = None,
+    step_minutes: float | None = None,
+    missing: float | Sequence[float] | None = None,
+    crs: str | None = None,
+    zr: tuple[float, float] | None = None,
+    gain: float | None = None,
+    offset: float | None = None,
+) -> xr.DataArray:
+    """Frames of one grid from a file, folder, glob or list of files, under the contract at the head of this module.
+
+    Reads NetCDF, Zarr, .npy, .npz and PNG, GIF and TIFF frames with times in their names. The options say what the files
+    do not: `variable` where there are several; `units` ("mm/h", "dBZ", "mm" a step, or any name); `start` (UTC) and
+    `step_minutes` where there are no times; `missing`, the codes of missing pixels; `crs`, anything that pyproj takes;
+    `zr`, the pair (a, b) of Z = a·R^b (Marshall–Palmer if nothing is known); `gain` and `offset` of pixel values
+    (value = gain · pixel + offset). Frames finer than `step_minutes` are thinned to it, counted back from the newest.
+
+    Rain below 0 mm/h can only be a missing code, and becomes missing. In dBZ, -32 and less is no echo.
+
+    Raises InputError for anything that a person has to mend, naming the file.
+    """
+    reading = Reading(variable, units, start, step_minutes, missing, crs, zr, gain, offset)
+    return _finish(_joined(_read_all(path, reading)), reading)
+
+
+def open_runs(data: Sequence[str | Path], reading: Reading | None = None) -> list[xr.DataArray]:
+    """Open each of `data` as `open_frames` does, and join what continues: series of frames, each of one grid.
+
+    Files that were named one by one are joined where they have the same grid, unit and step and do not overlap in time, so
+    that a shell's expansion of `radar/*.nc` is as good as the folder. Series on different grids, or at the same time, stay
+    apart. Gaps are left in; `windows.split_at_gaps` finds them.
+
+    Raises InputError as `open_frames` does.
+    """
+    reading = reading or Reading()
+    series: list[list[xr.DataArray]] = []
+    opened = [_joined(_read_all(entry, reading)) for entry in data]
+    for frames in sorted(opened, key=lambda f: f.time.values[0]):
+        for members in series:
+            if _continues(members[-1], frames):
+                members.append(frames)
+                break
+        else:
+            series.append([frames])
+    return [_finish(_joined(members), reading) for members in series]
+
+
+def _continues(before: xr.DataArray, after: xr.DataArray) -> bool:
+    return (
+        before.shape[1:] == after.shape[1:]
+        and before.attrs.get("units") == after.attrs.get("units")
+        and bool(np.allclose(before.x, after.x) and np.allclose(before.y, after.y))
+        and after.time.values[0] > before.time.values[-1]
+        and len({time_step(f.time.values) for f in (before, after)} - {None}) <= 1
+    )
+
+
+def _read_all(path: Paths, reading: Reading) -> list[xr.DataArray]:
+    parts: list[xr.DataArray] = []
+    for file in find_files(path):
+        part = _read(file, reading.variable)
+        part.attrs["source"] = str(file)
+        if reading.units is None and not part.attrs.get("units"):
+            raise InputError(f"{file} does not say in what unit it is: give --units, such as mm/h or dBZ")
+        parts.append(_with_grid(part))
+    return _with_times(parts, reading.start, reading.step_minutes)
+
+
+def _with_times(
+    parts: list[xr.DataArray], start: str | None, step_minutes: float | None
+) -> list[xr.DataArray]:
+    """Give times to the parts that have none: counted on from `start`, or from the time in the name of a single file."""
+    if all("time" in part.coords for part in parts):
+        return parts
+    nameless = next(part for part in parts if "time" not in part.coords)
+    if len(parts) == 1 and start is None:
+        start = time_in_name(Path(nameless.attrs["source"]))
+    if start is None or step_minutes is None:
+        raise InputError(
+            f"{nameless.attrs['source']} does not say when its frames were taken: give --start and --step-minutes, or "
+            "name single-frame files by their time, such as 20160928_1445.png"
+        )
+    try:
+        time = np.datetime64(start, "ns")
+    except ValueError as error:
+        raise InputError(f"--start {start!r} is not a time; write it as 2016-09-28T14:45") from error
+    dated = []
+    for part in parts:
+        stamps = [advance(time, step_minutes, k) for k in range(part.sizes["time"])]
+        dated.append(part.assign_coords(time=np.array(stamps, dtype="datetime64[ns]")))
+        time = advance(time, step_minutes, part.sizes["time"])
+    return dated
+
+
+def _joined(parts: list[xr.DataArray]) -> xr.DataArray:
+    """One array in order of time. Raises InputError if sizes or units differ, or times overlap."""
+    first = parts[0]
+    for part in parts:
+        _check_order(part)
+        if part.shape[1:] != first.shape[1:]:
+            raise InputError(
+                f"{first.attrs['source']} has frames of {first.shape[1]}×{first.shape[2]} pixels and "
+                f"{part.attrs['source']} of {part.shape[1]}×{part.shape[2]}: frames of one run must have one size"
+            )
+        if part.attrs.get("units") != first.attrs.get("units"):
+            raise InputError(
+                f"{first.attrs['source']} is in {first.attrs.get('units')} and {part.attrs['source']} in "
+                f"{part.attrs.get('units')}: frames of one run must have one unit"
+            )
+    if len(parts) == 1:
+        return first
+    parts = sorted(parts, key=lambda part: part.time.values[0])
+    for before, after in zip(parts, parts[1:]):
+        if after.time.values[0] <= before.time.values[-1]:
+            raise InputError(
+                f"{before.attrs['source']} and {after.attrs['source']} both have a frame at or before "
+                f"{_minute(before.time.values[-1])}: keep one of them"
+            )
+    aligned = [part.assign_coords(x=first.x, y=first.y) for part in parts]  # grids that differ by rounding
+    frames = xr.concat(aligned, "time", combine_attrs="override", coords="minimal", compat="override", join="override")
+    first_file, last_file = (str(part.attrs["source"]) for part in (parts[0], parts[-1]))
+    frames.attrs["source"] = f"{first_file} … {Path(last_file).name} ({len(parts)} files)"
+    return frames
+
+
+def _finish(frames: xr.DataArray, reading: Reading) -> xr.DataArray:
+    """Units, missing codes, rates, CRS, step: what is said of the frames becomes what they are."""
+    source, said = frames.attrs["source"], frames.attrs
+    name, factor, amount = canonical(
+        reading.units or str(said["units"]),
+        precipitation=reading.units is not None or bool(said.get("precipitation")),
+    )
+    if reading.missing is not None:
+        codes = np.atleast_1d(np.asarray(reading.missing, dtype=np.float64))
+        known = xr.apply_ufunc(lambda v: ~np.isin(v, codes), frames, dask="parallelized", output_dtypes=[bool])
+        frames = frames.where(known)
+    if reading.gain is not None or reading.offset is not None:
+        gain, offset = reading.gain, reading.offset
+        frames = frames * (1.0 if gain is None else gain) + (0.0 if offset is None else offset)
+    if amount:
+        step = time_step(frames.time.values) or reading.step_minutes
+        if step is None:
+            raise InputError(f"{source} holds one amount, over an unknown time: give --step-minutes")
+        factor *= 60 / (_MEAN_MONTH_MINUTES if step == MONTH else float(step))
+    frames = (frames * factor if factor != 1 else frames).astype(np.float32)
+    if name == "mm/h":
+        frames = frames.where(frames >= 0)
+    pair = reading.zr or (float(said.get("zr_a", MARSHALL_PALMER[0])), float(said.get("zr_b", MARSHALL_PALMER[1])))
+    frames.attrs = {"units": name, "source": source, **({"zr": pair} if is_rain(name) else {})}
+    if not is_rain(name):
+        frames.attrs |= {key: said[key] for key in ("long_name", "standard_name") if key in said}
+    frames = _with_crs(frames, reading.crs or said.get("crs"))
+    return frames if reading.step_minutes is None else _thin(frames, reading.step_minutes)

@@ -1,0 +1,65 @@
+"""NumPy files: `.npy` with frames (time, y, x) or one frame (y, x); `.npz` with such an array and, if it has them, time, x, y.
+
+Nothing is unpickled: an array of Python objects is refused.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from ...errors import InputError
+from .raw import stack
+
+SUFFIXES = (".npy", ".npz")
+
+
+def read(path: Path, variable: str | None = None) -> xr.DataArray:
+    """Frames of one file; a `.npy` is mapped, not loaded.
+
+    Raises InputError if the file is damaged, holds Python objects, or if it is not clear which array is meant.
+    """
+    try:
+        if path.suffix.lower() == ".npy":
+            return _frames(np.load(path, mmap_mode="r", allow_pickle=False), path)
+        with np.load(path, allow_pickle=False) as file:
+            return _from_npz(file, path, variable)
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} cannot be read as a NumPy file ({error})") from error
+    except ValueError as error:
+        if "allow_pickle" not in str(error) and "Object arrays" not in str(error):
+            raise InputError(f"{path} cannot be read as a NumPy file ({error})") from error
+        raise InputError(f"{path} holds Python objects, which are not unpickled: save plain numbers") from error
+
+
+def _frames(array: Any, path: Path) -> xr.DataArray:
+    if array.ndim == 2:
+        array = array[None]
+    if array.ndim != 3 or array.dtype.kind not in "biuf":
+        raise InputError(f"{path} must hold numbers as (time, y, x) or (y, x); it holds {array.dtype} {array.shape}")
+    return stack(array, path)
+
+
+def _from_npz(file: Any, path: Path, variable: str | None) -> xr.DataArray:
+    headers = {name: file[name] for name in file.files if name in ("time", "times", "x", "y", "units")}
+    names = [name for name in file.files if name not in headers]
+    if variable is not None and variable not in names:
+        raise InputError(f"{path} has no array {variable!r}; it has {', '.join(names) or 'none'}")
+    if variable is None and len(names) != 1:
+        raise InputError(f"{path} holds {', '.join(names) or 'no array'}: choose one with --variable")
+    frames = _frames(file[variable or names[0]], path)
+    times = headers.get("time", headers.get("times"))
+    if times is not None:
+        if times.dtype.kind != "M" or times.shape != (frames.sizes["time"],):
+            raise InputError(f"{path}: time must be datetime64 with one entry a frame, not {times.dtype} {times.shape}")
+        frames = frames.assign_coords(time=times.astype("datetime64[ns]"))
+    for axis in ("x", "y"):
+        if axis in headers:
+            frames = frames.assign_coords({axis: headers[axis]})
+    if "units" in headers:
+        frames.attrs["units"] = str(headers["units"])
+    return frames

@@ -1,0 +1,135 @@
+"""NetCDF and Zarr through xarray: which variable, which axes, what it says of itself. Values stay on disk."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from ...errors import InputError
+from .raw import time_in_name
+
+SUFFIXES = (".nc", ".nc4", ".cdf", ".netcdf", ".zarr")
+_AXES = {
+    "time": ("time", "valid_time", "t", "datetime"),
+    "y": ("y", "lat", "latitude", "yc", "northing", "south_north", "rlat"),
+    "x": ("x", "lon", "longitude", "xc", "easting", "west_east", "rlon"),
+}
+_PRECIPITATION = re.compile(r"precip|rain|prcp|\btp\b|reflectivity|dbz", re.IGNORECASE)
+
+
+def open_dataset(path: Path) -> xr.Dataset:
+    """Open lazily. Raises InputError if the file is no NetCDF or Zarr, or breaks off."""
+    try:
+        if path.suffix.lower() == ".zarr" or path.is_dir():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # a store without consolidated metadata is fine
+                return xr.open_zarr(path, chunks={}, decode_timedelta=False)
+        return xr.open_dataset(path, chunks={}, decode_timedelta=False)
+    except Exception as error:  # each backend raises what it likes; the user needs the file's name
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        kind = "Zarr store" if path.is_dir() else "NetCDF file"
+        raise InputError(f"{path} cannot be read as a {kind} ({reason[:200]})") from error
+
+
+def _role(dataset: xr.Dataset, name: str) -> str | None:
+    coordinate = dataset[name] if name in dataset.variables else None
+    attrs = coordinate.attrs if coordinate is not None else {}
+    axis = {"T": "time", "Y": "y", "X": "x"}.get(str(attrs.get("axis", "")).upper())
+    if axis:
+        return axis
+    if coordinate is not None and coordinate.dtype.kind == "M":
+        return "time"
+    return next((role for role, names in _AXES.items() if name.lower() in names), None)
+
+
+def _choose(dataset: xr.Dataset, path: Path, variable: str | None) -> str:
+    bounds = {str(v.attrs.get("bounds")) for v in dataset.variables.values()}
+    candidates = [
+        str(name)
+        for name, value in dataset.data_vars.items()
+        if value.ndim >= 2 and value.dtype.kind in "biuf" and str(name) not in bounds
+    ]
+    if variable is not None:
+        if variable not in candidates:
+            raise InputError(f"{path} has no variable {variable!r}; it has {', '.join(candidates) or 'none'}")
+        return variable
+    if len(candidates) > 1:
+        rain = [n for n in candidates if is_precipitation(dataset[n], n)]
+        candidates = rain if len(rain) == 1 else candidates
+    if len(candidates) != 1:
+        raise InputError(f"{path} holds {', '.join(candidates) or 'no variable with frames'}: choose with --variable")
+    return candidates[0]
+
+
+def is_precipitation(value: xr.DataArray, name: str) -> bool:
+    """Whether a variable calls itself precipitation, by its name, standard name or unit."""
+    words = " ".join([name, *(str(value.attrs.get(key, "")) for key in ("standard_name", "long_name", "units"))])
+    return bool(_PRECIPITATION.search(words))
+
+
+def read(path: Path, variable: str | None = None) -> xr.DataArray:
+    """One variable with axes (time, y, x), raw but for CF's scale, offset and fill value.
+
+    Attributes handed on: units, precipitation (whether it calls itself that), and the CRS as CF attributes or a string.
+    Raises InputError if it is not clear which variable or axes are meant.
+    """
+    dataset = open_dataset(path)
+    name = _choose(dataset, path, variable)
+    frames = dataset[name]
+    names: dict[str, str] = {}
+    for dim in map(str, frames.dims):
+        role = _role(dataset, dim)
+        if role is not None and role not in names.values():
+            names[dim] = role
+    free = [str(d) for d in frames.dims if str(d) not in names and frames.sizes[d] > 1]
+    for role in ("x", "y"):  # the last unnamed axes are the grid
+        if role not in names.values() and free:
+            names[free.pop()] = role
+    frames = frames.squeeze([d for d in frames.dims if str(d) not in names], drop=False)
+    if free or not {"y", "x"} <= set(names.values()):
+        raise InputError(
+            f"{path}: {name} has the axes {', '.join(map(str, dataset[name].dims))}; frames need time, y and x. "
+            "Select the others away first"
+        )
+    frames = frames.rename({dim: role for dim, role in names.items() if dim != role and dim in frames.dims})
+    if "time" not in frames.dims:
+        frames = _with_time(frames, dataset, path)
+    frames = frames.transpose("time", "y", "x")
+    frames.attrs = {
+        "units": frames.attrs.get("units", ""),
+        "precipitation": is_precipitation(frames, name),
+        "crs": _crs(dataset, dataset[name]),
+        **{key: frames.attrs[key] for key in ("zr_a", "zr_b", "long_name", "standard_name") if key in frames.attrs},
+    }
+    keep = {"time", "y", "x"}
+    return frames.drop_vars([c for c in frames.coords if c not in keep]).rename(name)
+
+
+def _with_time(frames: xr.DataArray, dataset: xr.Dataset, path: Path) -> xr.DataArray:
+    """A file with one frame: its time is a scalar of the dataset, or stands in the file's name."""
+    scalars = [
+        dataset[key].values
+        for key in ("valid_time", "time", "end_time")
+        if key in dataset.variables and dataset[key].size == 1 and dataset[key].dtype.kind == "M"
+    ]
+    time = np.datetime64(scalars[0].reshape(()).item(), "ns") if scalars else time_in_name(path)
+    frames = frames.drop_vars("time", errors="ignore").expand_dims("time")
+    return frames if time is None else frames.assign_coords(time=[time])
+
+
+def _crs(dataset: xr.Dataset, frames: xr.DataArray) -> object:
+    mapping = frames.attrs.get("grid_mapping", frames.encoding.get("grid_mapping"))
+    if mapping in dataset.variables:
+        return dict(dataset[mapping].attrs)
+    for name in ("spatial_ref", "crs"):
+        if name in dataset.variables and dataset[name].attrs:
+            return dict(dataset[name].attrs)
+    for attrs in (frames.attrs, dataset.attrs):
+        for key in ("crs_wkt", "grid_mapping_proj4", "proj4", "projection", "crs"):
+            if isinstance(attrs.get(key), str):
+                return attrs[key]
+    return None

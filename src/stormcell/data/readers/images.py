@@ -1,0 +1,52 @@
+"""PNG, GIF and TIFF frames through Pillow: one value a pixel (grey or palette index), one or several frames a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import dask
+import dask.array
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from PIL import GifImagePlugin, Image
+
+from ...errors import InputError
+from .raw import stack
+
+SUFFIXES = (".png", ".gif", ".tif", ".tiff")
+# Pillow's modes with one number a pixel; a palette image holds the index, which is what radar products store.
+_MODES = {"1": np.uint8, "L": np.uint8, "P": np.uint8, "I;16": np.uint16, "I;16B": np.uint16, "I": np.int32, "F": np.float32}
+
+
+def _decode(path: Path, index: int) -> npt.NDArray[np.generic]:
+    # Later frames of a GIF come as RGB otherwise, and the palette index, which is the value, is lost.
+    GifImagePlugin.LOADING_STRATEGY = GifImagePlugin.LoadingStrategy.RGB_AFTER_DIFFERENT_PALETTE_ONLY
+    try:
+        with Image.open(path) as image:
+            image.seek(index)
+            return np.asarray(image)
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise InputError(f"{path} breaks off or is damaged ({error}): take it out or fetch it again") from error
+
+
+def read(path: Path) -> xr.DataArray:
+    """Frames of one picture file; pixels are decoded when they are used.
+
+    Raises InputError if Pillow cannot read it or if it is a colour picture.
+    """
+    try:
+        with Image.open(path) as image:
+            count, size, mode = getattr(image, "n_frames", 1), image.size, image.mode
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{path} is not a picture that can be read ({error})") from error
+    if mode not in _MODES:
+        raise InputError(
+            f"{path} is a colour picture ({mode}): frames need one value a pixel, grey or palette; "
+            "save the values, not their colours"
+        )
+    shape = (size[1], size[0])
+    planes = [
+        dask.array.from_delayed(dask.delayed(_decode)(path, index), shape, dtype=_MODES[mode]) for index in range(count)
+    ]
+    return stack(dask.array.stack(planes), path)

@@ -1,0 +1,300 @@
+"""Frames → windows of past and future that never cross a gap; splits by time with a guard between them; tensors.
+
+A run is a stretch of frames without a gap. What a network sees of a frame is two channels: the value (0 where missing) and
+whether the pixel is valid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import xarray as xr
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..errors import InputError
+from .frames import Step, advance, follows, step_text, time_step, values, zr_pair
+from .units import Transform
+
+MEMORY_LIMIT = 4 * 2**30  # bytes of float32 frames that are kept in memory; above it windows are read from disk
+VALIDATION_SHARE = 0.2
+WET = 0.1  # encoded rain at 7 dBZ, 0.1 mm/h: what verification calls wet
+_CROP_TRIES = 4
+
+
+# --- runs --------------------------------------------------------------------------------------------------------------
+
+
+def split_at_gaps(frames: xr.DataArray) -> list[xr.DataArray]:
+    """Runs of consecutive frames. A single frame between gaps is a run of one."""
+    times = frames.time.values
+    step = time_step(times)
+    if step is None:
+        return [frames]
+    cuts = [k + 1 for k in range(len(times) - 1) if not follows(times[k], times[k + 1], step)]
+    return [frames.isel(time=slice(a, b)) for a, b in zip([0, *cuts], [*cuts, len(times)])]
+
+
+def common_step(runs: Sequence[xr.DataArray]) -> Step:
+    """The one step of all runs. Raises InputError if there are two, naming both groups, or if no run has two frames."""
+    groups: dict[Step, str] = {}
+    for run in runs:
+        step = time_step(run.time.values)
+        if step is not None and not any(_same(step, other) for other in groups):
+            groups[step] = str(run.attrs.get("source", "frames"))
+    if not groups:
+        raise InputError("no two frames follow each other: the time step is unknown")
+    if len(groups) > 1:
+        (a, source_a), (b, source_b) = list(groups.items())[:2]
+        hint = "train on one of them"
+        if not isinstance(a, str) and not isinstance(b, str):
+            hint = f"give --step-minutes {math.lcm(round(a), round(b))}, to which both are thinned, or {hint}"
+        raise InputError(f"time steps differ: {step_text(a)} in {source_a}, {step_text(b)} in {source_b}; {hint}")
+    return next(iter(groups))
+
+
+def _same(a: Step, b: Step) -> bool:
+    return a == b or (not isinstance(a, str) and not isinstance(b, str) and abs(a - b) <= 0.02 * a)
+
+
+def count_windows(runs: Sequence[xr.DataArray], length: int) -> int:
+    """Windows of `length` frames, one starting at each frame that leaves room for it."""
+    return sum(max(run.sizes["time"] - length + 1, 0) for run in runs)
+
+
+# --- splits ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Split:
+    """Runs for training, for choosing, and set aside."""
+
+    train: list[xr.DataArray]
+    validation: list[xr.DataArray]
+    test: list[xr.DataArray] = field(default_factory=list)
+
+
+Span = tuple[np.datetime64, np.datetime64]
+
+
+def _span(run: xr.DataArray) -> Span:
+    return run.time.values[0], run.time.values[-1]
+
+
+def _without(runs: Sequence[xr.DataArray], spans: Sequence[Span], guard: int, step: Step) -> list[xr.DataArray]:
+    """Runs less the frames that lie in one of the spans or nearer to it than `guard` steps."""
+    kept: list[xr.DataArray] = []
+    for run in runs:
+        times = run.time.values
+        keep = np.ones(len(times), dtype=bool)
+        for first, last in spans:
+            keep &= (times <= advance(first, step, -guard)) | (times >= advance(last, step, guard))
+        if keep.any():
+            kept += split_at_gaps(run.isel(time=keep)) if not keep.all() else [run]
+    return kept
+
+
+def split_by_time(
+    runs: Sequence[xr.DataArray],
+    length: int,
+    *,
+    validation: Sequence[xr.DataArray] = (),
+    test: Sequence[xr.DataArray] = (),
+    test_from: np.datetime64 | None = None,
+) -> Split:
+    """Split runs for windows of `length` frames, with a guard of one window between the parts.
+
+    `test` and everything from `test_from` on are set aside, with all that overlaps them in time. `validation` says what to
+    choose by; if it is empty, whole runs of the latest times are taken, about a fifth of the windows, runs that overlap in
+    time together; if all overlap, or there is one, it is cut in time.
+
+    Raises InputError if fewer than 3 windows are left, or none on one side.
+    """
+    runs = [run for run in runs if run.sizes["time"]]
+    step = common_step([*runs, *validation, *test])
+    aside = list(test)
+    rest = _without(runs, [_span(run) for run in test], length, step)
+    if test_from is not None:
+        end = max(run.time.values[-1] for run in runs)
+        aside += [late for run in rest if (late := run.sel(time=run.time >= test_from)).sizes["time"]]
+        rest = _without(rest, [(np.datetime64(test_from, "ns"), end)], length, step)
+    if validation:
+        chosen = _without(validation, [_span(run) for run in aside], length, step)
+        train = _without(rest, [_span(run) for run in chosen], length, step)
+    else:
+        train, chosen = _choose_validation(rest, length, step)
+    windows = count_windows(train, length), count_windows(chosen, length)
+    if min(windows) < 1 or sum(windows) < 3:
+        raise _TooFew(*windows)
+    return Split(train, chosen, aside)
+
+
+class _TooFew(InputError):
+    def __init__(self, train: int, validation: int) -> None:
+        super().__init__(f"{train} windows for training and {validation} for validation are too few")
+
+
+def split_or_advise(runs: Sequence[xr.DataArray], past: int, future: int, **how: object) -> Split:
+    """`split_by_time`, with an error that says which `past` and `future` would fit. `how` as there."""
+    try:
+        return split_by_time(runs, past + future, **how)  # type: ignore[arg-type]
+    except _TooFew:
+        longest = max((run.sizes["time"] for run in runs), default=0)
+        advice = f"more frames are needed: the longest run without a gap has {longest}"
+        for length in range(past + future - 1, 1, -1):
+            try:
+                split_by_time(runs, length, **how)  # type: ignore[arg-type]
+            except _TooFew:
+                continue
+            shorter = max(1, round(length * past / (past + future)))
+            advice = f"--past {shorter} --future {length - shorter} would fit (the longest run has {longest} frames)"
+            break
+        raise InputError(
+            f"fewer than 3 windows of {past} past and {future} future frames fit, with a guard of one window between "
+            f"training and validation: {advice}"
+        ) from None
+
+
+def _choose_validation(
+    runs: Sequence[xr.DataArray], length: int, step: Step
+) -> tuple[list[xr.DataArray], list[xr.DataArray]]:
+    usable = sorted((run for run in runs if run.sizes["time"] >= length), key=_span)
+    clusters: list[list[xr.DataArray]] = []
+    ends: list[np.datetime64] = []
+    for run in usable:  # runs that overlap in time, or lie nearer than the guard, stay together
+        first, last = _span(run)
+        if clusters and first < advance(ends[-1], step, length):
+            clusters[-1].append(run)
+            ends[-1] = max(ends[-1], last)
+        else:
+            clusters.append([run])
+            ends.append(last)
+    if len(clusters) < 2:
+        return _cut(usable, length, step)
+    share = [count_windows(cluster, length) / count_windows(usable, length) for cluster in clusters]
+    chosen: list[int] = []
+    for k in reversed(range(len(clusters))):
+        if sum(share[j] for j in chosen) >= VALIDATION_SHARE:
+            break
+        if sum(share[j] for j in chosen) + share[k] <= 0.34:  # a third, for three runs of one length
+            chosen.append(k)
+    if not chosen:
+        chosen = [int(np.argmin(share))]
+    train = [run for k, cluster in enumerate(clusters) if k not in chosen for run in cluster]
+    return train, [run for k in sorted(chosen) for run in clusters[k]]
+
+
+def _cut(runs: list[xr.DataArray], length: int, step: Step) -> tuple[list[xr.DataArray], list[xr.DataArray]]:
+    """Cut runs of one time: the latest windows, a fifth or as few as leave twice as many for training, validate."""
+    starts = sorted(t for run in runs for t in run.time.values[: max(run.sizes["time"] - length + 1, 0)])
+    train: list[xr.DataArray] = []
+    chosen: list[xr.DataArray] = []
+    for count in range(max(round(VALIDATION_SHARE * len(starts)), 1), 0, -1):
+        if len(starts) < 3:
+            break
+        cut = starts[-count]
+        chosen = [late for run in runs if (late := run.sel(time=run.time >= cut)).sizes["time"] >= length]
+        train = _without(runs, [(cut, max(run.time.values[-1] for run in runs))], length, step)
+        train = [run for run in train if run.sizes["time"] >= length and run.time.values[0] < cut]
+        if count_windows(train, length) >= 2 * count_windows(chosen, length):
+            break
+    return train, chosen
+
+
+# --- tensors -----------------------------------------------------------------------------------------------------------
+
+
+def network_input(encoded: npt.NDArray[np.float32]) -> Tensor:
+    """Encoded frames (…, Y, X), NaN where missing → (…, 2, Y, X): value, 0 where missing, and validity, 0 or 1."""
+    valid = np.isfinite(encoded)
+    return torch.from_numpy(np.stack([np.where(valid, encoded, np.float32(0)), valid.astype(np.float32)], axis=-3))
+
+
+Sample = dict[str, Tensor]
+
+
+class Windows(Dataset[Sample]):
+    """Windows of past and future as tensors: x (P, 2, Y, X), y and valid (F, 1, Y, X).
+
+    Of each window a crop is drawn, from a few tries the first with enough valid and wet pixels, and for rain it is turned
+    and mirrored at random: weather comes from everywhere. Every draw follows from (seed, epoch, index) alone. With
+    `fixed=N` there are N samples, spread evenly over the windows, the same in each epoch and unturned.
+
+    Values stay in memory up to MEMORY_LIMIT; beyond, each window is read from disk.
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[xr.DataArray],
+        transform: Transform,
+        *,
+        past: int,
+        future: int,
+        crop: int,
+        seed: int = 0,
+        fixed: int | None = None,
+    ) -> None:
+        self.runs = [run for run in runs if run.sizes["time"] >= past + future]
+        self.transform, self.past, self.future = transform, past, future
+        self.seed, self.epoch, self.fixed = seed, 0, fixed
+        smallest = min(min(run.sizes["y"], run.sizes["x"]) for run in self.runs)
+        self.crop = min(crop, smallest)
+        self.windows = [
+            (r, t) for r, run in enumerate(self.runs) for t in range(run.sizes["time"] - past - future + 1)
+        ]
+        pixels = sum(run.sizes["y"] * run.sizes["x"] * (run.sizes["time"] - past - future + 1) for run in self.runs)
+        self.crops_a_window = max(1, round(pixels / len(self.windows) / self.crop**2))
+        self.in_memory = sum(run.size for run in self.runs) * 4 <= MEMORY_LIMIT
+        self._encoded = [self._encode(run) for run in self.runs] if self.in_memory else []
+
+    def _encode(self, run: xr.DataArray) -> npt.NDArray[np.float32]:
+        return self.transform.encode(values(run), run.attrs["units"], zr_pair(run))
+
+    def __len__(self) -> int:
+        return self.fixed or len(self.windows) * self.crops_a_window
+
+    def __getitem__(self, index: int) -> Sample:
+        if index >= len(self):
+            raise IndexError(index)
+        if self.fixed:
+            window, epoch = self.windows[index * len(self.windows) // self.fixed], 0
+        else:
+            window, epoch = self.windows[index % len(self.windows)], self.epoch
+        rng = np.random.default_rng([self.seed, epoch, index])
+        run, start = window
+        stop = start + self.past + self.future
+        if self.in_memory:
+            frames = self._encoded[run][start:stop]
+            y, x = self._draw_crop(frames, rng)
+            frames = frames[:, y : y + self.crop, x : x + self.crop]
+        else:
+            frames = self._encode(self.runs[run].isel(time=slice(start, stop)))
+            y, x = self._draw_crop(frames, rng)
+            frames = frames[:, y : y + self.crop, x : x + self.crop]
+        if self.transform.rain and not self.fixed:
+            frames = np.rot90(frames, int(rng.integers(4)), axes=(1, 2))
+            frames = frames[:, :, ::-1] if rng.integers(2) else frames
+        x_tensor = network_input(frames[: self.past])
+        target = network_input(frames[self.past :])
+        return {"x": x_tensor, "y": target[:, :1], "valid": target[:, 1:] > 0}
+
+    def _draw_crop(self, frames: npt.NDArray[np.float32], rng: np.random.Generator) -> tuple[int, int]:
+        height, width = frames.shape[1:]
+        best, best_score = (0, 0), -1.0
+        for _ in range(_CROP_TRIES):
+            y = int(rng.integers(height - self.crop + 1))
+            x = int(rng.integers(width - self.crop + 1))
+            seen = frames[:: max(len(frames) // 2, 1), y : y + self.crop : 2, x : x + self.crop : 2]
+            valid = float(np.isfinite(seen).mean())
+            wet = float((seen >= WET).mean()) if self.transform.rain else valid
+            score = min(valid, 0.5) + min(wet, 0.05)
+            if score > best_score:
+                best, best_score = (y, x), score
+            if valid >= 0.5 and wet >= 0.05:
+                break
+        return best

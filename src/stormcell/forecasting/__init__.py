@@ -1,0 +1,1 @@
+"""Train, forecast, verify: the application as functions."""

@@ -1,0 +1,431 @@
+"""Train a forecaster on runs of frames, through Lightning: the best weights by validation become the model file.
+
+Beside the model file MODEL.safetensors lies the folder MODEL.training: `last.ckpt`, from which `resume` goes on after Ctrl-C
+or a kill, `best.ckpt`, and `log/`, a CSV file for each start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import shlex
+import shutil
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as lightning
+import numpy as np
+import torch
+import xarray as xr
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar, Timer
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from .. import __version__
+from ..data.frames import area, common_grid_spacing, values, zr_pair
+from ..data.units import Transform
+from ..data.windows import Sample, Split, Windows, common_step, count_windows, split_or_advise
+from ..errors import InputError
+from ..nn.forecaster import EncoderForecaster
+from ..writing import check_writable
+from .forecast import Forecaster
+
+_VALIDATION_SAMPLES = 48
+_VALIDATIONS = 12  # in the time given by `minutes`
+_SAVE_EVERY = timedelta(seconds=30)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. The defaults suit radar composites on a laptop.
+
+    Attributes:
+        past, future: frames that are read, and frames to forecast.
+        minutes: stop after so many; epochs: stop after so many (an epoch sees every pixel about once).
+        crop: side of the square that is cut from the frames, in pixels.
+        batch: crops an update.
+        hidden_channels, kernel_size, patch: of the network (see EncoderForecaster).
+        learning_rate: the highest; it rises over the first 5 % and falls as a cosine to nothing.
+        rain_weight: weight of a pixel, 1 + rain_weight · encoded rain: heavy rain is rare.
+        seed: of weights and crops.
+        device: "auto", "cpu", "cuda", "mps" …
+    """
+
+    past: int = 4
+    future: int = 6
+    minutes: float | None = None
+    epochs: int | None = None
+    crop: int = 128
+    batch: int = 8
+    hidden_channels: tuple[int, ...] = (48, 48)
+    kernel_size: int = 3
+    patch: int = 4
+    learning_rate: float = 2e-3
+    rain_weight: float = 4.0
+    seed: int = 0
+    device: str = "auto"
+
+
+class _Training(lightning.LightningModule):
+    """What Lightning needs to know: loss, optimizer, schedule."""
+
+    def __init__(self, network: EncoderForecaster, recipe: Recipe, rain: bool, identity: str) -> None:
+        super().__init__()
+        self.network, self.recipe, self.identity = network, recipe, identity
+        self.rain_weight = recipe.rain_weight if rain else 0.0
+        self.timer: Timer | None = None
+
+    def loss(self, forecast: Tensor, batch: Sample) -> Tensor:
+        """Mean over valid pixels of (error² + |error|), weighted by observed rain."""
+        weight = batch["valid"] * (1 + self.rain_weight * batch["y"].clamp(0, 1))
+        error = forecast - batch["y"]
+        return (weight * (error**2 + error.abs())).sum() / weight.sum().clamp(min=1)
+
+    def training_step(self, batch: Sample, _: int) -> Tensor:
+        loss = self.loss(self.network(batch["x"], self.recipe.future), batch)
+        if not torch.isfinite(loss):
+            raise InputError(f"the loss is no longer finite at update {self.global_step}: try a lower --learning-rate")
+        self.log("train_loss", loss, on_step=True, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Sample, _: int) -> None:
+        size = len(batch["x"])
+        self.log("val_loss", self.loss(self.network(batch["x"], self.recipe.future), batch), batch_size=size)
+        last = batch["x"][:, -1:, :1].expand_as(batch["y"])
+        self.log("val_persistence", self.loss(last, batch), batch_size=size)
+
+    def on_train_epoch_start(self) -> None:
+        self.trainer.train_dataloader.dataset.epoch = self.current_epoch
+
+    def progress(self) -> float:
+        """Share of the training that is done."""
+        if self.timer is not None:
+            assert self.recipe.minutes is not None
+            return min(self.timer.time_elapsed() / (60 * self.recipe.minutes), 1.0)
+        return min(self.global_step / max(float(self.trainer.estimated_stepping_batches), 1.0), 1.0)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.recipe.learning_rate, weight_decay=1e-4)
+
+        def rate(_: int) -> float:
+            done = self.progress()
+            return max(min(done / 0.05, 0.5 * (1 + math.cos(math.pi * done))), 0.01)
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["stormcell"] = self.identity
+
+
+class _Reporter(Callback):
+    """One line a validation: where training stands, and what simply keeping the last frame would score."""
+
+    def __init__(self) -> None:
+        self.best = math.inf
+
+    def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        scores = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        star = " *" if scores["val_loss"] < self.best else ""
+        self.best = min(self.best, scores["val_loss"])
+        _say(
+            f"update {trainer.global_step}: training loss {scores.get('train_loss', math.nan):.4f}, "
+            f"validation {scores['val_loss']:.4f} (persistence {scores['val_persistence']:.4f}){star}"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+
+
+class _Last(Callback):
+    """Keep `last.ckpt` fresh: every half minute, at each validation, and when something stops the training."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.saved = path, time.monotonic()
+
+    def _save(self, trainer: lightning.Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        self.saved = time.monotonic()
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if time.monotonic() - self.saved > _SAVE_EVERY.total_seconds():
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if not trainer.sanity_checking:
+            self._save(trainer)
+
+    def on_exception(self, trainer: lightning.Trainer, module: Any, exception: BaseException) -> None:
+        if trainer.global_step and isinstance(exception, KeyboardInterrupt):
+            self._save(trainer)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything settled before the first update: the data, the network, the identity of the run."""
+
+    split: Split
+    recipe: Recipe
+    training: Windows
+    validation: Windows
+    network: EncoderForecaster
+    forecaster: Forecaster
+    identity: str
+
+
+def plan(
+    runs: Sequence[xr.DataArray],
+    recipe: Recipe,
+    *,
+    validation: Sequence[xr.DataArray] = (),
+    test: Sequence[xr.DataArray] = (),
+    test_from: np.datetime64 | None = None,
+) -> Plan:
+    """Split runs (frames without gaps) by time, fit the transform on the training part, draw the network.
+
+    Raises InputError if units, time steps or grid spacings do not go together, or too few windows fit.
+    """
+    if recipe.past < 1 or recipe.future < 1:
+        raise InputError(f"--past and --future must be 1 or more, not {recipe.past} and {recipe.future}")
+    everything = [*runs, *validation, *test]
+    first = everything[0]
+    transform = Transform(units=first.attrs["units"])
+    for run in everything:
+        if not transform.accepts(run.attrs["units"]):
+            raise InputError(
+                f"{first.attrs['source']} is in {first.attrs['units']} and {run.attrs['source']} in "
+                f"{run.attrs['units']}: one model learns one quantity"
+            )
+    step = common_step(everything)
+    spacing = common_grid_spacing(everything)
+    split = split_or_advise(
+        runs, recipe.past, recipe.future, validation=validation, test=test, test_from=test_from
+    )
+    sample = np.concatenate([values(run.isel(time=slice(None, None, 5))).ravel() for run in split.train[:50]])
+    transform = Transform.fit(first.attrs["units"], sample, zr_pair(first))
+    lengths = {"past": recipe.past, "future": recipe.future, "crop": recipe.crop}
+    training = Windows(split.train, transform, **lengths, seed=recipe.seed)
+    chosen = Windows(split.validation, transform, **lengths, seed=recipe.seed)
+    chosen.fixed = min(_VALIDATION_SAMPLES, len(chosen))
+    torch.manual_seed(recipe.seed)
+    network = EncoderForecaster(
+        2,
+        recipe.hidden_channels,
+        recipe.kernel_size,
+        patch=recipe.patch,
+        peephole="channel",
+        out_channels=1,
+    )
+    frames = [_described(run, "training") for run in split.train] + [
+        _described(run, "validation") for run in split.validation
+    ]
+    card = {"version": __version__, "frames": frames, "recipe": asdict(recipe)}
+    fixed = replace(recipe, minutes=None, epochs=None, device="auto")
+    identity = json.dumps({"recipe": asdict(fixed), "frames": [f["digest"] for f in frames]}, sort_keys=True)
+    forecaster = Forecaster(network, transform, step, recipe.past, recipe.future, spacing, card)
+    return Plan(split, recipe, training, chosen, network, forecaster, identity)
+
+
+def _described(run: xr.DataArray, role: str) -> dict[str, Any]:
+    """What a model file says of a run it was made with; `verify` leaves out what lies in its time and area."""
+    times = run.time.values
+    digest = hashlib.blake2b(times.tobytes(), digest_size=8)
+    for k in {0, len(times) - 1}:
+        digest.update(values(run.isel(time=k)).tobytes())
+    return {
+        "role": role,
+        "source": str(run.attrs.get("source", "")),
+        "start": str(times[0].astype("M8[s]")),
+        "end": str(times[-1].astype("M8[s]")),
+        "count": len(times),
+        "area": area(run),
+        "digest": digest.hexdigest(),
+    }
+
+
+def dry_run(plan: Plan) -> dict[str, str]:
+    """What training would take, measured on one update: windows, parameters, memory, minutes an epoch."""
+    recipe = plan.recipe
+    module = _Training(plan.network, recipe, plan.forecaster.transform.rain, plan.identity)
+    loader = _loader(plan.training, recipe.batch, shuffle=True)
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    batch = next(iter(loader))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        module.loss(plan.network(batch["x"], recipe.future), batch).backward()
+    seconds = []
+    for _ in range(2):
+        began = time.perf_counter()
+        module.loss(plan.network(batch["x"], recipe.future), batch).backward()
+        seconds.append(time.perf_counter() - began)
+    plan.network.zero_grad(set_to_none=True)
+    parameters = sum(p.numel() for p in plan.network.parameters())
+    length = recipe.past + recipe.future
+    frames = sum(run.size for run in [*plan.training.runs, *plan.validation.runs]) * 4
+    return {
+        "windows": f"{len(plan.training.windows)} training, {len(plan.validation.windows)} validation, "
+        f"{count_windows(plan.split.test, length)} set aside",
+        "samples an epoch": f"{len(plan.training)} crops of {plan.training.crop}×{plan.training.crop} pixels",
+        "parameters": f"{parameters:,}",
+        "memory": f"{(sum(kept.values()) + 16 * parameters) / 2**20:.0f} MB for an update of {recipe.batch}, "
+        + (f"{frames / 2**20:.0f} MB for frames" if plan.training.in_memory else "frames stay on disk"),
+        "minutes an epoch": f"{min(seconds) * len(loader) / 60:.1f} (on the CPU)",
+    }
+
+
+def train(
+    plan: Plan, output: str | Path, *, resume: bool = False, progress: bool = True, command: str | None = None
+) -> Forecaster:
+    """Train by `plan`, write the model file `output` and return the forecaster with the best weights by validation.
+
+    With `resume` an unfinished training of the same frames and recipe goes on from its last checkpoint. KeyboardInterrupt
+    is raised again after the best weights so far have been written.
+
+    Raises InputError if `output` cannot be written, or `resume` finds nothing that fits.
+    """
+    output, recipe = Path(output), plan.recipe
+    if output.suffix != ".safetensors":
+        raise InputError(f"{output}: a model file ends in .safetensors")
+    check_writable(output)
+    folder = output.with_suffix(".training")
+    last = folder / "last.ckpt"
+    if resume:
+        _check_resumable(last, plan)
+    elif folder.exists():
+        earlier = folder.with_suffix(".training.old")
+        shutil.rmtree(earlier, ignore_errors=True)
+        folder.rename(earlier)
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror})") from error
+    module = _Training(plan.network, recipe, plan.forecaster.transform.rain, plan.identity)
+    best = ModelCheckpoint(
+        folder, "best", monitor="val_loss", save_top_k=1, enable_version_counter=False, save_weights_only=True
+    )
+    callbacks: list[Callback] = [_Reporter(), best, _Last(last)]
+    timing: dict[str, Any] = {"max_epochs": recipe.epochs or (-1 if recipe.minutes else 50)}
+    if recipe.minutes:
+        module.timer = Timer(timedelta(minutes=recipe.minutes), interval="step", verbose=False)
+        callbacks.insert(0, module.timer)
+        # By the clock, so that a large archive is validated long before its first epoch is through.
+        timing |= {
+            "val_check_interval": timedelta(minutes=recipe.minutes / _VALIDATIONS),
+            "check_val_every_n_epoch": None,
+        }
+    if progress and sys.stderr.isatty():
+        callbacks.append(RichProgressBar(leave=True))
+    interrupted = False
+    with _quiet():
+        trainer = lightning.Trainer(
+            accelerator="gpu" if recipe.device.startswith("cuda") else recipe.device,
+            devices=1,
+            callbacks=callbacks,
+            logger=CSVLogger(folder, name="log"),
+            enable_progress_bar=progress and sys.stderr.isatty(),
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            log_every_n_steps=10,
+            gradient_clip_val=1.0,
+            **timing,
+        )
+        handler = signal.getsignal(signal.SIGINT)
+        try:
+            trainer.fit(
+                module,
+                _loader(plan.training, recipe.batch, shuffle=True, seed=recipe.seed),
+                _loader(plan.validation, recipe.batch),
+                ckpt_path=last if resume else None,
+                weights_only=True,
+            )
+        except SystemExit:  # Lightning's answer to Ctrl-C
+            interrupted = True
+        finally:
+            signal.signal(signal.SIGINT, handler)
+    if not (folder / "best.ckpt").exists():
+        if interrupted:
+            raise KeyboardInterrupt
+        raise InputError("training stopped before its first validation: give it more --minutes")
+    forecaster = _best(plan, folder, trainer, command)
+    forecaster.save(output)
+    if interrupted:
+        raise KeyboardInterrupt
+    return forecaster
+
+
+def _best(plan: Plan, folder: Path, trainer: lightning.Trainer, command: str | None) -> Forecaster:
+    checkpoint = torch.load(folder / "best.ckpt", weights_only=True, map_location="cpu")
+    state = {k.removeprefix("network."): v for k, v in checkpoint["state_dict"].items()}
+    plan.network.cpu().load_state_dict(state)
+    reporter = next(c for c in trainer.callbacks if isinstance(c, _Reporter))
+    metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+    plan.forecaster.card |= {
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join(sys.argv) if command is None else command,
+        "updates": trainer.global_step,
+        "validation": {"loss": reporter.best, "persistence_loss": metrics.get("val_persistence")},
+    }
+    plan.network.eval()
+    return plan.forecaster
+
+
+def _check_resumable(last: Path, plan: Plan) -> None:
+    if not last.exists():
+        raise InputError(f"there is nothing to resume: {last} does not exist; train without --resume first")
+    try:
+        identity = torch.load(last, weights_only=True, map_location="cpu")["stormcell"]
+    except Exception as error:  # torch raises pickle, zip and runtime errors alike
+        raise InputError(f"{last} cannot be read ({error}); train without --resume") from error
+    before, now = json.loads(identity), json.loads(plan.identity)
+    changed = [key for key in now["recipe"] if before["recipe"].get(key) != now["recipe"][key]]
+    if changed:
+        options = ", ".join("--" + key.replace("_", "-") for key in changed)
+        raise InputError(f"{last} was made with another {options}: give the same options, or train without --resume")
+    if before["frames"] != now["frames"]:
+        raise InputError(f"{last} was made with other frames: give the same DATA, or train without --resume")
+
+
+def _loader(windows: Windows, batch: int, *, shuffle: bool = False, seed: int = 0) -> DataLoader[Sample]:
+    generator = torch.Generator().manual_seed(seed)
+    return DataLoader(windows, batch, shuffle=shuffle, generator=generator)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's advice to programmers is not for users."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels):
+                logger.setLevel(level)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

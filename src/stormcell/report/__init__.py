@@ -1,0 +1,11 @@
+"""Scores and sample frames as things people look at: pictures and films of frames, and one self-contained HTML report.
+
+Nothing here computes a score: numbers come in as `scores`, frames as `frames`, and leave as PNG, GIF, MP4 or HTML.
+"""
+
+from .page import Sample, write_report
+from .pictures import animate, colours, comparison, lead_label, panels, save
+from .table import print_scores
+from .verification import report_verification
+
+__all__ = ["Sample", "animate", "colours", "comparison", "lead_label", "panels", "print_scores", "report_verification", "save", "write_report"]

@@ -1,0 +1,177 @@
+"""Score curves over lead time: one small chart a score, so that a phone can set them one under the other.
+
+A forecaster keeps its colour, line and marker in every chart; each of the three alone would do to tell two curves
+apart.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+__all__ = ["SCORES", "Score", "curve", "svg"]
+
+# Okabe & Ito (2008), "Color Universal Design", without yellow, which is too pale for a line on white
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+LINES = ("-", "--", "-.", ":")
+MARKERS = "os^Dv"
+INK, QUIET, RULE = "#1f2933", "#52606d", "#d5dbe1"
+
+WIDTH, HEIGHT = 4.4, 3.0
+"""Inches of one chart; with text of 8-9 points it stays legible at the width of a phone."""
+MOST_MARKERS = 24
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a score is named and drawn. `best` is the value of a perfect forecast, `squared` says that its unit is
+    units².
+    """
+
+    short: str
+    long: str
+    best: float | None
+    limits: tuple[float | None, float | None] = (None, None)
+    observed: str | None = None
+    in_units: bool = False
+    squared: bool = False
+    percent: bool = False
+
+    def label(self, units: str) -> str:
+        """Its name with the unit it is given in: "CSI", "MAE, mm/h", "MSE, (mm/h)²", "Wet area, %"."""
+        if self.percent:
+            return f"{self.short}, %"
+        if not self.in_units or not units:
+            return self.short
+        return f"{self.short}, {(f'({units})²' if '/' in units else f'{units}²') if self.squared else units}"
+
+
+SCORES: dict[str, Score] = {
+    "csi": Score("CSI", "critical success index", 1, (0, 1)),
+    "pod": Score("POD", "probability of detection", 1, (0, 1)),
+    "far": Score("FAR", "false alarm ratio", 0, (0, 1)),
+    "frequency_bias": Score("Frequency bias", "events forecast over events observed", 1, (0, None)),
+    "fss": Score("FSS", "fractions skill score", 1, (0, 1)),
+    "mse": Score("MSE", "mean squared error", 0, (0, None), in_units=True, squared=True),
+    "mae": Score("MAE", "mean absolute error", 0, (0, None), in_units=True),
+    "correlation": Score("Correlation", "Pearson correlation of the pixels", 1, (None, 1)),
+    "wet_area": Score(
+        "Wet area",
+        "share of valid pixels at or above the wet threshold",
+        None,
+        (0, None),
+        "observed_wet_area",
+        percent=True,
+    ),
+    "mean_value": Score("Mean value", "mean of the valid pixels", None, (None, None), "observed_mean", in_units=True),
+}
+
+
+def curve(scores: xr.Dataset, name: str, *, at: Mapping[str, float | int]) -> Figure:
+    """Draw score `name` of every forecaster over lead time, at the values of threshold and scale in `at` ({} where it
+    has neither).
+
+    Intervals are shaded where they are defined; undefined scores leave a gap, and a chart without any number says so.
+    """
+    score = SCORES[name]
+    values = scores[name].sel(dict(at)) * (100 if score.percent else 1)
+    hours, axis_label = _lead_axis(scores["lead_time"].values)
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained", facecolor="white")
+    ax = figure.subplots()
+    forecasters = [str(one) for one in scores["forecaster"].values]
+    interval = scores[f"{name}_interval"].sel(dict(at)) if f"{name}_interval" in scores else None
+    markers = len(hours) <= MOST_MARKERS
+    for number, forecaster in reversed(list(enumerate(forecasters))):
+        colour = PALETTE[number % len(PALETTE)]
+        if interval is not None:
+            low, high = (_finite(interval.isel(forecaster=number).sel(bound=bound)) for bound in ("low", "high"))
+            ax.fill_between(hours, low, high, color=colour, alpha=0.15, linewidth=0)
+        ax.plot(
+            hours,
+            _finite(values.isel(forecaster=number)),
+            color=colour,
+            linestyle=LINES[number % len(LINES)],
+            marker=MARKERS[number % len(MARKERS)] if markers else "",
+            markersize=4,
+            linewidth=2.2 if number == 0 else 1.6,
+            label=forecaster,
+            zorder=3 + (number == 0),
+        )
+    if score.observed and score.observed in scores:
+        observed = _finite(scores[score.observed] * (100 if score.percent else 1))
+        ax.plot(
+            hours, observed, color=INK, linewidth=1.6, marker="x" if markers else "", markersize=5, label="observed"
+        )
+    ax.set_xlim(min(0.0, float(hours.min())), float(hours.max()) * 1.03 or 1.0)
+    _dress(ax, score, str(scores.attrs.get("units", "")), axis_label)
+    if not any(np.isfinite(np.asarray(line.get_ydata(), float)).any() for line in ax.lines[: len(forecasters)]):
+        ax.text(0.5, 0.5, "undefined at every lead time", transform=ax.transAxes, ha="center", fontsize=9, color=QUIET)
+    _legend(figure, ax, [*forecasters, *(["observed"] if score.observed and score.observed in scores else [])])
+    return figure
+
+
+def svg(figure: Figure) -> bytes:
+    """`figure` as an SVG file, without a date: the same scores give the same bytes but for the names of its parts."""
+    target = io.BytesIO()
+    FigureCanvasSVG(figure).print_svg(target, metadata={"Date": None})
+    return target.getvalue()
+
+
+def _finite(values: xr.DataArray) -> np.ndarray:
+    numbers = values.values.astype(float)
+    return np.where(np.isfinite(numbers), numbers, np.nan)
+
+
+def _lead_axis(leads: np.ndarray) -> tuple[np.ndarray, str]:
+    """Lead times as numbers in the unit that keeps them short: minutes up to 6 h, hours up to 2 days, days beyond."""
+    seconds = leads / np.timedelta64(1, "s")
+    longest = float(np.max(seconds, initial=0))
+    length, word = (60, "min") if longest <= 21600 else (3600, "h") if longest <= 172800 else (86400, "days")
+    return seconds / length, f"lead time ({word})"
+
+
+def _dress(ax: Axes, score: Score, units: str, axis_label: str) -> None:
+    ax.set_xlabel(axis_label, fontsize=8.5, color=QUIET)
+    ax.set_ylabel(score.label(units), fontsize=9, color=INK, parse_math=False)
+    if score.best is not None:
+        ax.axhline(score.best, color=QUIET, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
+    low, high = score.limits
+    room = 0.02 * ((high or 0) - low) if low is not None and high is not None else 0
+    top = ax.get_ylim()[1] if high is None else high + room
+    ax.set_ylim(low - room if low is not None else ax.get_ylim()[0], top if low is None or top > low else 1)
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    ax.yaxis.set_major_locator(MaxNLocator(5))
+    ax.ticklabel_format(axis="y", style="plain", useOffset=False)
+    ax.grid(color=RULE, linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.tick_params(labelsize=8, colors=QUIET, length=0)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(RULE)
+
+
+def _legend(figure: Figure, ax: Axes, names: Sequence[str]) -> None:
+    lines = {str(line.get_label()): line for line in ax.lines}
+    # inches: some 0.064 a letter at 8 points, 0.45 for the sample of the line
+    widths = [0.45 + 0.064 * len(name) for name in names]
+    columns = len(names) if sum(widths) <= WIDTH else max(1, min((len(names) + 1) // 2, int(WIDTH / max(widths))))
+    legend = figure.legend(
+        [lines[name] for name in names],
+        list(names),
+        loc="outside lower center",
+        ncols=columns,
+        fontsize=8,
+        frameon=False,
+        labelcolor=INK,
+        handlelength=2.2,
+        columnspacing=1.2,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)

@@ -1,0 +1,398 @@
+"""Scores and sample frames as one HTML file that needs nothing else: no script, no network, pictures inside.
+
+The page is for a forecaster who asks "is it any good?", so it opens with one sentence that says losses as plainly as
+wins, and ends with every number it drew. Its own content policy forbids the browser to load anything from elsewhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from jinja2 import Environment, StrictUndefined
+from matplotlib.figure import Figure
+
+from ..errors import InputError
+from .curves import SCORES, curve, svg
+from .pictures import comparison, lead_label, save
+
+__all__ = ["Sample", "write_report"]
+
+UNDEFINED = "–"
+MOST_THRESHOLDS = 6
+"""Thresholds with charts of their own; the tables hold all of them."""
+PAGE_BYTES = 2_400_000
+"""What charts and sample pictures may take together, so that the page with its tables stays under 3 MB."""
+DPI, LEAST_DPI = 110, 45
+"""Pixels an inch of the sample pictures: as wide as the page on a screen, and the least that keeps labels legible."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One case to look at: its name, and rows of frames (observed, forecast, …) as `pictures.comparison` takes them."""
+
+    name: str
+    rows: dict[str, xr.DataArray]
+
+
+@dataclass(frozen=True)
+class _Chart:
+    caption: str
+    alt: str
+    source: str
+
+
+@dataclass(frozen=True)
+class _Group:
+    heading: str
+    note: str
+    charts: list[_Chart]
+
+
+@dataclass(frozen=True)
+class _Table:
+    heading: str
+    columns: list[str]
+    rows: list[tuple[str, str, list[str]]]
+
+
+def write_report(
+    scores: xr.Dataset,
+    path: str | os.PathLike[str],
+    *,
+    samples: Sequence[Sample],
+    title: str,
+    facts: Mapping[str, str],
+    notes: Sequence[str] = (),
+) -> None:
+    """Write `scores` and `samples` to `path` as one self-contained HTML file in UTF-8, under 3 MB.
+
+    `facts` (name to value) open the page; cases, blocks and the share of valid pixels are added from `scores` where
+    they are not among them. Undefined scores print as "–". Any text may hold any character. InputError where `scores`
+    has no forecaster or no lead time, or where a sample cannot be compared (see `comparison`).
+    """
+    for dim in ("forecaster", "lead_time"):
+        if not scores.sizes.get(dim):
+            raise InputError(f"a report needs scores of at least one {dim}. Received: {dict(scores.sizes)}")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(files("stormcell.report").joinpath("report.html.j2").read_text(encoding="utf-8"))
+    groups = list(_groups(scores))
+    drawn = sum(len(chart.source) for group in groups for chart in group.charts)
+    page = template.render(
+        title=title,
+        summary=_summary(scores),
+        facts=_facts(scores, facts),
+        notes=list(notes),
+        interval=str(scores.attrs.get("interval", "")),
+        has_intervals=any(bool(scores[name].notnull().any()) for name in scores if str(name).endswith("_interval")),
+        groups=groups,
+        samples=_pictures(samples, budget=max(PAGE_BYTES - drawn, PAGE_BYTES // 5)),
+        tables=list(_tables(scores)),
+    )
+    Path(path).write_text(page, encoding="utf-8", newline="\n")
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+def _summary(scores: xr.Dataset) -> str:
+    """One sentence: the main forecaster's score at the main lead time and threshold beside everyone else's."""
+    names = [str(name) for name in scores["forecaster"].values]
+    main = "stormcell" if "stormcell" in names else names[0]
+    lead = _main_lead(scores)
+    at: dict[str, Any] = {"lead_time": lead}
+    where, name = lead_label(lead), "mae"
+    threshold = _main_threshold(scores)
+    if threshold is not None:
+        where, name = f"{where} and {_amount(threshold, scores)}", "csi"
+        at["threshold"] = threshold
+    if name not in scores:
+        return "No score to sum up."
+    values = {one: float(scores[name].sel({**at, "forecaster": one})) for one in names}
+    shown = {one: _text(name, value, scores) for one, value in values.items()}
+    score = SCORES[name]
+    own = _cell(scores, name, {**at, "forecaster": main})
+    if not math.isfinite(values[main]):
+        why = " (no such event was forecast or observed)" if name == "csi" else ""
+        return f"At {where}: {score.short} of {main} is undefined{why}."
+    others = [one for one in names if one != main]
+    if not others:
+        return f"At {where}: {score.short} {own} for {main}; nothing was verified beside it."
+    defined = [one for one in others if math.isfinite(values[one])]
+    undefined = [one for one in others if one not in defined]
+    sign = 1 if score.best == 1 else -1
+    level = [one for one in defined if shown[one] == shown[main]]
+    better = [one for one in defined if one not in level and sign * values[main] > sign * values[one]]
+    worse = [one for one in defined if one not in level and one not in better]
+    verdicts = [(better, "better than"), (worse, "worse than"), (level, "level with")]
+    sentence = f"At {where}: {score.short} {own} for {main}"
+    if defined:
+        sentence += f" against {_listed([f'{shown[one]} for {one}' for one in defined])}"
+        sentence += f" – {main} is {_listed([f'{word} {_listed(them)}' for them, word in verdicts if them])}"
+    if undefined:
+        sentence += f"; undefined for {_listed(undefined)}"
+    if within := _within(scores, name, {**at, "forecaster": main}, {one: values[one] for one in defined}):
+        sentence += f"; {_listed(within)} {'lies' if len(within) == 1 else 'lie'} within that interval"
+    return sentence + "."
+
+
+def _within(scores: xr.Dataset, name: str, at: Mapping[str, Any], values: Mapping[str, float]) -> list[str]:
+    """Whose values lie inside the interval of the score at `at`: a lead the reader should not make much of."""
+    if f"{name}_interval" not in scores:
+        return []
+    low, high = (float(scores[f"{name}_interval"].sel({**at, "bound": bound})) for bound in ("low", "high"))
+    return [one for one, value in values.items() if low <= value <= high]
+
+
+def _main_lead(scores: xr.Dataset) -> np.timedelta64:
+    """The lead time nearest to 30 minutes where the forecasts reach that far, else the middle one."""
+    leads: list[np.timedelta64] = sorted(scores["lead_time"].values)
+    half_hour = np.timedelta64(30, "m")
+    if leads[0] <= half_hour <= leads[-1]:
+        return min(leads, key=lambda lead: abs(lead - half_hour))
+    return leads[(len(leads) - 1) // 2]
+
+
+def _main_threshold(scores: xr.Dataset) -> float | None:
+    """The threshold nearest to light steady rain – 0.5 mm/h, by Marshall-Palmer 18 dBZ – or the middle one in another
+    unit.
+    """
+    thresholds = _thresholds(scores)
+    wanted = {"mm/h": 0.5, "dBZ": 18.0}.get(str(scores.attrs.get("units", "")))
+    if not thresholds:
+        return None
+    return (
+        min(thresholds, key=lambda one: abs(one - wanted))
+        if wanted is not None
+        else thresholds[(len(thresholds) - 1) // 2]
+    )
+
+
+def _thresholds(scores: xr.Dataset) -> list[float]:
+    return (
+        [float(one) for one in scores["threshold"].values] if "threshold" in scores.coords and "csi" in scores else []
+    )
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else ""
+
+
+def _facts(scores: xr.Dataset, given: Mapping[str, str]) -> dict[str, str]:
+    facts = {str(name): str(value) for name, value in given.items()}
+    known = {name.lower() for name in facts}
+    attrs = scores.attrs
+    if "cases" in attrs and "cases" not in known:
+        facts["Cases"] = f"{int(attrs['cases'])}"
+    if "blocks" in attrs and "blocks" not in known:
+        length = f" of {attrs['block_minutes']:g} minutes" if "block_minutes" in attrs else ""
+        facts["Blocks"] = f"{int(attrs['blocks'])}{length}"
+    if "valid_share" in scores and "valid pixels" not in known:
+        low, high = (
+            _text("valid_share", float(edge), scores)
+            for edge in (scores["valid_share"].min(), scores["valid_share"].max())
+        )
+        facts["Valid pixels"] = low if low == high else f"{low} to {high}, by lead time"
+    if "wet_area" in scores and "wet_threshold" in attrs and "wet" not in known:
+        facts["Wet"] = f"at or above {_amount(float(attrs['wet_threshold']), scores)}"
+    return facts
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+def _amount(value: float, scores: xr.Dataset) -> str:
+    return f"{value:g} {scores.attrs.get('units', '')}".strip()
+
+
+def _text(name: str, value: float, scores: xr.Dataset) -> str:
+    """A number as the page prints it: counts whole, shares in per cent, amounts with three figures, scores with two
+    decimals.
+    """
+    if math.isnan(value):
+        return UNDEFINED
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if name in ("hits", "misses", "false_alarms", "correct_negatives", "cases"):
+        return f"{round(value):,}".replace(",", "\u202f")
+    if name in ("wet_area", "observed_wet_area", "valid_share"):
+        return f"{100 * value:.1f} %"
+    if name in ("mse", "mae", "mean_value", "observed_mean"):
+        return _figures(value)
+    return f"{value + 0.0:.2f}".replace("-0.00", "0.00").replace("-", "−")
+
+
+def _figures(value: float) -> str:
+    """Three figures without an exponent, or four digits and more as they are: 0.0123, 1.23, 281.4, 12345."""
+    if value == 0:
+        return "0"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    return (
+        f"{value:.{max(digits, 1) if abs(value) < 1000 else 0}f}".replace("-", "−")
+        if digits <= 8
+        else f"{value:.2e}".replace("-", "−")
+    )
+
+
+def _cell(scores: xr.Dataset, name: str, at: Mapping[str, Any]) -> str:
+    """A score with its interval, "0.52 [0.47, 0.58]", or alone where the interval is undefined."""
+    text = _text(name, float(_values(scores[name], at)), scores)
+    if f"{name}_interval" not in scores or text == UNDEFINED:
+        return text
+    bounds = scores[f"{name}_interval"]
+    low, high = (float(_values(bounds, {**at, "bound": bound})) for bound in ("low", "high"))
+    if math.isnan(low) or math.isnan(high):
+        return text
+    return f"{text} [{_text(name, low, scores)}, {_text(name, high, scores)}]"
+
+
+def _values(variable: xr.DataArray, at: Mapping[str, Any]) -> np.ndarray:
+    """What `variable.sel(at)` holds, without the cost of `sel`: a page can have ten thousand cells."""
+    places = [variable.get_index(dim).get_loc(at[str(dim)]) for dim in variable.dims]
+    return np.asarray(variable.variable.values[tuple(places)])
+
+
+# --- charts ---------------------------------------------------------------------------------------
+
+
+def _groups(scores: xr.Dataset) -> Iterator[_Group]:
+    thresholds = _thresholds(scores)
+    shown = sorted({round(one) for one in np.linspace(0, len(thresholds) - 1, min(len(thresholds), MOST_THRESHOLDS))})
+    left_out = len(thresholds) - len(shown)
+    shown_thresholds = [thresholds[number] for number in shown]
+    if shown_thresholds:
+        note = "Critical success index: hits over hits, misses and false alarms. 1 is perfect (dotted), 0 is no hit."
+        if left_out:
+            note += f" {left_out} further thresholds are in the tables."
+        yield _Group("CSI by threshold", note, [_chart(scores, "csi", {"threshold": one}) for one in shown_thresholds])
+    note = "POD: share of the observed events that was forecast. FAR: share of the forecast events that did not come."
+    note += " Frequency bias: events forecast over events observed. Dotted: a perfect forecast."
+    for threshold in shown_thresholds:
+        charts = [
+            _chart(scores, name, {"threshold": threshold})
+            for name in ("pod", "far", "frequency_bias")
+            if name in scores
+        ]
+        if charts:
+            heading = f"Hits and false alarms at {_amount(threshold, scores)} or more"
+            yield _Group(heading, note if threshold == shown_thresholds[0] else "", charts)
+    main = _main_threshold(scores)
+    if "fss" in scores and main is not None:
+        charts = [_chart(scores, "fss", {"threshold": main, "scale": int(scale)}) for scale in scores["scale"].values]
+        note = (
+            f"FSS compares the share of pixels at or above {_amount(main, scores)} in windows: wide ones forgive near"
+        )
+        note += " misses." + (" Other thresholds are in the tables." if len(thresholds) > 1 else "")
+        yield _Group("Fractions skill score by scale", note, charts)
+    if charts := [_chart(scores, name, {}) for name in ("mse", "mae", "correlation") if name in scores]:
+        note = "Mean squared error, mean absolute error and Pearson's correlation over all valid pixels."
+        yield _Group("Errors and correlation", note, charts)
+    if charts := [_chart(scores, name, {}) for name in ("wet_area", "mean_value") if name in scores]:
+        note = (
+            "Wet area: share of the valid pixels that are wet. Forecasts that fade or spread leave the observed line."
+        )
+        yield _Group("Wet area and mean value", note, charts)
+
+
+def _chart(scores: xr.Dataset, name: str, at: dict[str, Any]) -> _Chart:
+    score = SCORES[name]
+    place = [_amount(at["threshold"], scores)] if "threshold" in at else []
+    place += [_scale(scores, at["scale"])] if "scale" in at else []
+    caption = ", ".join([score.short, *place])
+    first, last = scores["lead_time"].values[[0, -1]]
+    lines = []
+    for forecaster in scores["forecaster"].values:
+        here = {**at, "forecaster": forecaster}
+        start, end = (_cell(scores, name, {**here, "lead_time": lead}) for lead in (first, last))
+        lines.append(f"{forecaster}: {start} at {lead_label(first)}, {end} at {lead_label(last)}")
+    source = _data("image/svg+xml", svg(curve(scores, name, at=at)))
+    return _Chart(caption, f"{caption}: {score.long}, over lead time. {'; '.join(lines)}.", source)
+
+
+def _scale(scores: xr.Dataset, scale: int) -> str:
+    if "scale_km" not in scores.coords:
+        return f"{scale} px"
+    return f"{scale} px ({float(scores['scale_km'].sel(scale=scale)):g} km)"
+
+
+def _pictures(samples: Sequence[Sample], *, budget: int) -> list[_Chart]:
+    """The comparison figure of each sample as PNG with a palette of its own, coarser where all would take more than
+    `budget` bytes.
+    """
+    if not samples:
+        return []
+    figures = [comparison(sample.rows) for sample in samples]
+    for figure in figures:
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once: every later drawing would repeat the slowest part
+    images = [_data("image/png", _small_png(figure, DPI)) for figure in figures]
+    if (size := sum(map(len, images))) > budget:
+        # bytes grow a little slower than pixels do, hence the tenth
+        coarser = max(0.9 * DPI * math.sqrt(budget / size), LEAST_DPI)
+        images = [_data("image/png", _small_png(figure, coarser)) for figure in figures]
+    charts = []
+    for sample, image in zip(samples, images, strict=True):
+        unit = next(iter(sample.rows.values())).attrs.get("units", "")
+        alt = (
+            f"{sample.name}: {_listed(list(sample.rows))}, one row each, over lead time from left to right, in {unit}."
+        )
+        charts.append(_Chart(sample.name, alt, image))
+    return charts
+
+
+def _small_png(figure: Figure, dpi: float) -> bytes:
+    from PIL import Image
+
+    full, small = io.BytesIO(), io.BytesIO()
+    save(figure, full, dpi=dpi)
+    Image.open(full).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    return min(full.getvalue(), small.getvalue(), key=len)
+
+
+def _data(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def _tables(scores: xr.Dataset) -> Iterator[_Table]:
+    """One table a threshold with its counts and FSS, then one of what needs no threshold."""
+    for threshold in _thresholds(scores):
+        names = [name for name in ("csi", "pod", "far", "frequency_bias") if name in scores]
+        counts = [name for name in ("hits", "misses", "false_alarms", "correct_negatives", "cases") if name in scores]
+        scales = [int(scale) for scale in scores["scale"].values] if "fss" in scores else []
+        columns: list[tuple[str, str, dict[str, Any]]] = [(SCORES[name].short, name, {}) for name in names]
+        columns += [(f"FSS {_scale(scores, scale)}", "fss", {"scale": scale}) for scale in scales]
+        columns += [(name.replace("_", " ").capitalize(), name, {}) for name in counts]
+        yield _table(scores, f"{_amount(threshold, scores)} or more", columns, {"threshold": threshold})
+    units = str(scores.attrs.get("units", ""))
+    plain = {name: SCORES[name].label(units) for name in ("mse", "mae", "correlation")}
+    plain |= {"wet_area": "Wet area", "observed_wet_area": "Wet area observed"}
+    plain |= {
+        "mean_value": SCORES["mean_value"].label(units),
+        "observed_mean": f"Mean observed, {units}".removesuffix(", "),
+    }
+    plain |= {"valid_share": "Valid pixels", "cases": "Cases"}
+    yield _table(scores, "All values", [(words, name, {}) for name, words in plain.items() if name in scores], {})
+
+
+def _table(
+    scores: xr.Dataset, heading: str, columns: Sequence[tuple[str, str, dict[str, Any]]], at: dict[str, Any]
+) -> _Table:
+    rows = []
+    for lead in scores["lead_time"].values:
+        for forecaster in scores["forecaster"].values:
+            here = {**at, "lead_time": lead, "forecaster": forecaster}
+            cells = [_cell(scores, name, {**here, **further}) for _, name, further in columns]
+            rows.append((lead_label(lead), str(forecaster), cells))
+    return _Table(heading, [words for words, _, _ in columns], rows)

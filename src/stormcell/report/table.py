@@ -1,0 +1,95 @@
+"""Scores as a table for the terminal and for a note: plain text of a fixed width, so that it can be pasted."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+_WIDTH = 150
+_MOST_LEADS = 6
+
+
+def score_text(value: float, digits: int = 3) -> str:
+    """A score as text; "–" where it is undefined."""
+    if not np.isfinite(value):
+        return "–"
+    if abs(value) >= 10 ** (5 - digits):
+        return f"{value:.4g}"
+    return f"{value:.{digits}f}"
+
+
+def with_interval(scores: xr.Dataset, name: str) -> str:
+    """ "0.523 [0.471, 0.584]", without the interval where there is none."""
+    value, bounds = float(scores[name]), scores[f"{name}_interval"].values
+    if not np.isfinite(bounds).all():
+        return score_text(value)
+    return f"{score_text(value)} [{score_text(bounds[0])}, {score_text(bounds[1])}]"
+
+
+def lead_choice(scores: xr.Dataset, most: int = _MOST_LEADS) -> list[int]:
+    """Indices of at most `most` lead times, evenly spaced, the last among them."""
+    count = scores.sizes["lead_time"]
+    return sorted({round((k + 1) * count / min(most, count)) - 1 for k in range(min(most, count))})
+
+
+def score_tables(scores: xr.Dataset) -> list[Table]:
+    """Two tables: CSI at each threshold with its interval; then the other scores."""
+    units = scores.attrs["units"]
+    csi = Table(title=f"CSI (threshold in {units})", box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    rest = Table(title="Other scores", box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    low, scale = scores.threshold.values[0], scores.scale.values[scores.sizes["scale"] // 2]
+    for table in (csi, rest):
+        table.add_column("lead")
+        table.add_column("forecaster")
+    for level in scores.threshold.values:
+        csi.add_column(f"≥ {level:g}", justify="right")
+    for name in ("MSE", "MAE", "corr.", *(f"{s} ≥{low:g}" for s in ("POD", "FAR", "bias")), f"FSS ≥{low:g}/{scale} px"):
+        rest.add_column(name, justify="right")
+    rest.add_column("wet area (obs.)", justify="right")
+    rest.add_column("mean (obs.)", justify="right")
+    rest.add_column("valid", justify="right")
+    rest.add_column("cases", justify="right")
+    for k in lead_choice(scores):
+        lead = scores.isel(lead_time=k)
+        minutes = float(lead.lead_time / np.timedelta64(1, "s")) / 60
+        label = f"+{minutes:g} min" if minutes < 1440 else f"+{minutes / 1440:g} d"
+        for j, name in enumerate(scores.forecaster.values):
+            at = lead.sel(forecaster=name)
+            last = j == scores.sizes["forecaster"] - 1
+            csi.add_row(
+                label if j == 0 else "",
+                str(name),
+                *(with_interval(at.sel(threshold=level), "csi") for level in scores.threshold.values),
+                end_section=last,
+            )
+            event = at.sel(threshold=low)
+            rest.add_row(
+                label if j == 0 else "",
+                str(name),
+                *(score_text(float(at[s])) for s in ("mse", "mae", "correlation")),
+                *(score_text(float(event[s])) for s in ("pod", "far", "frequency_bias")),
+                score_text(float(event.fss.sel(scale=scale))),
+                f"{float(at.wet_area):.3f} ({float(at.observed_wet_area):.3f})",
+                f"{score_text(float(at.mean_value))} ({score_text(float(at.observed_mean))})",
+                f"{100 * float(at.valid_share):.0f} %",
+                str(int(at.cases)),
+                end_section=last,
+            )
+    return [csi, rest]
+
+
+def print_scores(scores: xr.Dataset) -> None:
+    """Print the tables, what they rest on, and what was left out, to standard output."""
+    console = Console(width=_WIDTH, highlight=False)
+    for table in score_tables(scores):
+        console.print(table)
+    attrs = scores.attrs
+    console.print(f"{attrs['cases']} cases in {attrs['blocks']} blocks; {attrs['interval']}")
+    if attrs.get("left_out_cases"):
+        console.print(
+            f"{attrs['left_out_cases']} cases were left out: the model was trained or chosen on "
+            f"{attrs['left_out_frames']} of these frames"
+        )

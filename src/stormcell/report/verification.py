@@ -1,0 +1,52 @@
+"""What a verification says of itself on its page: model, data, cases, what was left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from .page import Sample, write_report
+
+
+def report_verification(
+    scores: xr.Dataset,
+    path: Path,
+    *,
+    samples: Sequence[tuple[str, dict[str, xr.DataArray]]],
+    model: str,
+    data: str,
+    card: Mapping[str, Any],
+) -> None:
+    """Write the page of a verification. `card` is the header of the model file; `samples` are named rows of frames."""
+    attrs = scores.attrs
+    share = 100 * scores.valid_share
+    training = [entry for entry in card.get("frames", []) if entry["role"] == "training"]
+    facts = {
+        "Model": model,
+        "Trained on": f"{sum(entry['count'] for entry in training)} frames, "
+        f"{min(entry['start'] for entry in training)} to {max(entry['end'] for entry in training)}"
+        if training
+        else "unknown",
+        "Updates": str(card.get("updates", "unknown")),
+        "Data": data,
+        "Cases": f"{attrs['cases']} in {attrs['blocks']} blocks",
+        "Left out": f"{attrs.get('left_out_cases', 0)} cases with frames the model was trained or chosen on",
+        "Pixels compared": f"{float(share.min()):.0f} to {float(share.max()):.0f} % of the grid: where the truth and every "
+        "compared forecast are valid",
+        "Stormcell": str(card.get("version", "")),
+    }
+    notes = [
+        "CSI, POD, FAR and frequency bias come from counts pooled over all cases.",
+        "The cases shown are spread evenly over all cases; they were not picked.",
+    ]
+    write_report(
+        scores,
+        path,
+        samples=[Sample(name, rows) for name, rows in samples],
+        title=f"Verification of {Path(model).name}",
+        facts=facts,
+        notes=notes,
+    )
