@@ -43,7 +43,7 @@ AnyGrid = Annotated[bool, typer.Option("--any-grid", help="Go on though the grid
 Steps = Annotated[int | None, typer.Option(help="Frames to forecast; as many as in training if left out.")]
 
 
-# --- options that every verb with DATA has -----------------------------------------------------------------------------
+# --- options that every verb with DATA has ---
 
 
 def _about_data(
@@ -64,7 +64,9 @@ def _about_data(
     zr: Annotated[
         str | None, typer.Option(rich_help_panel=_ABOUT_DATA, help="a,b of Z = a·R^b; 200,1.6 if nothing is known.")
     ] = None,
-    gain: Annotated[float | None, typer.Option(rich_help_panel=_ABOUT_DATA, help="Value = gain · pixel + offset.")] = None,
+    gain: Annotated[
+        float | None, typer.Option(rich_help_panel=_ABOUT_DATA, help="Value = gain · pixel + offset.")
+    ] = None,
     offset: Annotated[float | None, typer.Option(rich_help_panel=_ABOUT_DATA, help="See --gain.")] = None,
     coarsen: Annotated[
         int, typer.Option(rich_help_panel=_ABOUT_DATA, help="Mean of N×N pixels, over the valid ones.", min=1)
@@ -72,7 +74,7 @@ def _about_data(
 ) -> tuple[Reading, int]:
     pair = None
     if zr is not None:
-        a, b = (_numbers(zr, "--zr") + [0.0, 0.0])[:2]
+        a, b = [*_numbers(zr, "--zr"), 0.0, 0.0][:2]
         if a <= 0 or b <= 0:
             raise InputError(f"--zr takes two positive numbers, such as 223,1.53, not {zr!r}")
         pair = (a, b)
@@ -150,7 +152,7 @@ def _configured(context: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
-# --- verbs -------------------------------------------------------------------------------------------------------------
+# --- verbs ---
 
 
 @app.command(
@@ -169,18 +171,23 @@ def train(
     future: Annotated[int, typer.Option(help="Frames that it learns to forecast.")] = 6,
     minutes: Annotated[float | None, typer.Option(help="Stop after so many minutes.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Stop after so many epochs (50 without --minutes).", min=1)] = None,
-    val: Annotated[list[str] | None, typer.Option(metavar="RUN", help="Choose by this file or folder (repeatable).")] = None,
-    test: Annotated[list[str] | None, typer.Option(metavar="RUN", help="Keep this out of training (repeatable).")] = None,
-    test_from: Annotated[str | None, typer.Option(metavar="TIME", help="Keep all from this time out of training.")] = None,
+    val: Annotated[
+        list[str] | None, typer.Option(metavar="RUN", help="Choose by this file or folder (repeatable).")
+    ] = None,
+    test: Annotated[
+        list[str] | None, typer.Option(metavar="RUN", help="Keep this out of training (repeatable).")
+    ] = None,
+    test_from: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Keep all from this time out of training.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after Ctrl-C or a kill.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and stop.")] = False,
     crop: Annotated[int, typer.Option(help="Side of the training crops, pixels.", min=8)] = 128,
-    batch: Annotated[int, typer.Option(help="Crops an update.", min=1)] = 8,
+    batch: Annotated[int, typer.Option(help="Crops an update.", min=1)] = 4,
     hidden: Annotated[str, typer.Option(help="Hidden channels of the layers.")] = "48,48",
     kernel_size: Annotated[int, typer.Option(help="Of all convolutions.", min=1)] = 3,
     patch: Annotated[int, typer.Option(help="Pixels folded into one cell of the network's map.", min=1)] = 4,
-    learning_rate: Annotated[float, typer.Option(help="The highest.")] = 2e-3,
-    rain_weight: Annotated[float, typer.Option(help="How much more heavy rain counts in the loss.")] = 4.0,
+    learning_rate: Annotated[float, typer.Option(help="The highest.")] = 1e-3,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Of weights and crops.")] = 0,
     config: Annotated[
@@ -195,7 +202,8 @@ def train(
     """
     import numpy as np
 
-    from .forecasting.train import Recipe, dry_run as measure, plan
+    from .forecasting.train import Recipe, plan
+    from .forecasting.train import dry_run as measure
     from .forecasting.train import train as fit
     from .writing import check_writable
 
@@ -218,7 +226,6 @@ def train(
         kernel_size=kernel_size,
         patch=patch,
         learning_rate=learning_rate,
-        rain_weight=rain_weight,
         seed=seed,
         device=_device(device),
     )
@@ -259,9 +266,7 @@ def train(
 def forecast(
     data: Data,
     model: Model,
-    output: Annotated[
-        list[Path], typer.Option("-o", "--output", help=".nc, .zarr, .png, .gif or .mp4 (repeatable).")
-    ],
+    output: Annotated[list[Path], typer.Option("-o", "--output", help=".nc, .zarr, .png, .gif or .mp4 (repeatable).")],
     reading: Reading,
     coarsen: int,
     steps: Steps = None,
@@ -270,7 +275,7 @@ def forecast(
 ) -> None:
     """Forecast from your newest frames. No truth is needed; any number of steps, any frame size."""
     from .data.frames import coarsen as coarsened
-    from .data.frames import open_frames
+    from .data.frames import in_memory, open_frames
     from .forecasting.forecast import load, save_frames
     from .writing import check_writable, whole_file
 
@@ -282,7 +287,7 @@ def forecast(
     forecaster = load(model, device=_device(device))
     frames = coarsened(open_frames(data, **vars(reading)), coarsen)
     fcst = forecaster.forecast(frames, steps, any_grid=any_grid)
-    past = frames.isel(time=slice(-forecaster.past, None))
+    past = in_memory(frames.isel(time=slice(-forecaster.past, None)))
     for path in output:
         if path.suffix.lower() not in pictures:
             save_frames(fcst, path)
@@ -314,7 +319,9 @@ def verify(
         typer.Option(help="Baselines: persistence, optical-flow; both if left out, as far as they can be computed."),
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Report to write, .html.")] = None,
-    thresholds: Annotated[str | None, typer.Option(help="Of events, mm/h or the model's unit; 0.5,2,5,10 for rain.")] = None,
+    thresholds: Annotated[
+        str | None, typer.Option(help="Of events, mm/h or the model's unit; 0.5,2,5,10 for rain.")
+    ] = None,
     scales: Annotated[str, typer.Option(help="Widths of FSS windows, pixels.")] = "5,11,21",
     steps: Steps = None,
     any_grid: AnyGrid = False,
@@ -385,7 +392,7 @@ def demo(
         raise typer.Exit(1)
 
 
-# --- speaking ----------------------------------------------------------------------------------------------------------
+# --- speaking ---
 
 
 def _note(line: str) -> None:

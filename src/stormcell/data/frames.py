@@ -34,7 +34,7 @@ _MEAN_MONTH_MINUTES = 30.44 * 1440
 _TOLERANCE = 0.1  # of a step: radars are seldom late by more, and never by a step
 
 
-# --- what is there -----------------------------------------------------------------------------------------------------
+# --- what is there ---
 
 
 def find_files(paths: Paths) -> list[Path]:
@@ -73,7 +73,7 @@ def _read(path: Path, variable: str | None) -> xr.DataArray:
     return cf.read(path, variable)
 
 
-# --- time --------------------------------------------------------------------------------------------------------------
+# --- time ---
 
 
 def time_step(times: npt.NDArray[np.datetime64]) -> Step | None:
@@ -103,7 +103,7 @@ def advance(time: np.datetime64, step: Step, count: int) -> np.datetime64:
     """The time `count` steps after `time`."""
     if step == MONTH:
         return (pd.Timestamp(time) + pd.DateOffset(months=count)).to_datetime64().astype("datetime64[ns]")
-    return np.datetime64(time, "ns") + np.timedelta64(round(float(step) * 60 * count), "s")
+    return time.astype("datetime64[ns]") + np.timedelta64(round(float(step) * 60 * count), "s")
 
 
 def step_text(step: Step) -> str:
@@ -131,7 +131,7 @@ def _thin(frames: xr.DataArray, minutes: float) -> xr.DataArray:
     return frames.isel(time=sorted(keep))
 
 
-# --- space -------------------------------------------------------------------------------------------------------------
+# --- space ---
 
 
 def grid_spacing(frames: xr.DataArray) -> float | None:
@@ -204,7 +204,9 @@ def _with_grid(frames: xr.DataArray) -> xr.DataArray:
     """x and y in metres, degrees or pixels; rows from north to south."""
     for axis in ("y", "x"):
         if axis not in frames.coords:
-            frames = frames.assign_coords({axis: (axis, np.arange(frames.sizes[axis], dtype=np.float64), {"units": "1"})})
+            frames = frames.assign_coords(
+                {axis: (axis, np.arange(frames.sizes[axis], dtype=np.float64), {"units": "1"})}
+            )
             continue
         units = str(frames[axis].attrs.get("units", ""))
         values = frames[axis].values.astype(np.float64)
@@ -234,7 +236,7 @@ def coarsen(frames: xr.DataArray, n: int) -> xr.DataArray:
     values = _elementwise(frames, lambda v: to_rain_rate(v, units, zr)) if is_rain(units) else frames
     blocks = values.coarsen(y=n, x=n, boundary="trim")
     share = values.notnull().coarsen(y=n, x=n, boundary="trim").mean()
-    mean = (blocks.sum() / blocks.count().clip(min=1)).where(share >= 0.5).astype(np.float32)  # type: ignore[attr-defined]
+    mean = (blocks.sum() / blocks.count().clip(min=1)).where(share >= 0.5).astype(np.float32)
     if is_rain(units):
         mean = _elementwise(mean, lambda v: from_rain_rate(v, units, zr))
     mean.attrs = dict(attrs)
@@ -243,7 +245,7 @@ def coarsen(frames: xr.DataArray, n: int) -> xr.DataArray:
     return mean
 
 
-# --- values ------------------------------------------------------------------------------------------------------------
+# --- values ---
 
 
 def _elementwise(frames: xr.DataArray, function: Callable[[Any], Any]) -> xr.DataArray:
@@ -264,6 +266,11 @@ def values(frames: xr.DataArray) -> npt.NDArray[np.float32]:
         raise
     except (OSError, RuntimeError, ValueError, EOFError) as error:
         raise InputError(f"{frames.attrs.get('source', 'frames')} breaks off or is damaged ({error})") from error
+
+
+def in_memory(frames: xr.DataArray) -> xr.DataArray:
+    """The same frames, read. Raises InputError as `values` does."""
+    return frames.copy(data=values(frames))
 
 
 def check_frames(frames: xr.DataArray) -> xr.DataArray:
@@ -304,7 +311,7 @@ def _minute(time: np.datetime64) -> str:
     return str(time.astype("M8[s]")).replace("T", " ")
 
 
-# --- the door ----------------------------------------------------------------------------------------------------------
+# --- the door ---
 
 
 def open_frames(
@@ -379,24 +386,22 @@ def _read_all(path: Paths, reading: Reading) -> list[xr.DataArray]:
     return _with_times(parts, reading.start, reading.step_minutes)
 
 
-def _with_times(
-    parts: list[xr.DataArray], start: str | None, step_minutes: float | None
-) -> list[xr.DataArray]:
+def _with_times(parts: list[xr.DataArray], start: str | None, step_minutes: float | None) -> list[xr.DataArray]:
     """Give times to the parts that have none: counted on from `start`, or from the time in the name of a single file."""
     if all("time" in part.coords for part in parts):
         return parts
     nameless = next(part for part in parts if "time" not in part.coords)
-    if len(parts) == 1 and start is None:
-        start = time_in_name(Path(nameless.attrs["source"]))
-    if start is None or step_minutes is None:
+    time = time_in_name(Path(nameless.attrs["source"])) if len(parts) == 1 else None
+    if (start is None and time is None) or step_minutes is None:
         raise InputError(
             f"{nameless.attrs['source']} does not say when its frames were taken: give --start and --step-minutes, or "
             "name single-frame files by their time, such as 20160928_1445.png"
         )
     try:
-        time = np.datetime64(start, "ns")
+        time = time if start is None else np.datetime64(start, "ns")
     except ValueError as error:
         raise InputError(f"--start {start!r} is not a time; write it as 2016-09-28T14:45") from error
+    assert time is not None
     dated = []
     for part in parts:
         stamps = [advance(time, step_minutes, k) for k in range(part.sizes["time"])]

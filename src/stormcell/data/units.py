@@ -8,6 +8,7 @@ training data. Missing (NaN) stays missing everywhere.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,18 +101,16 @@ class Transform:
         return is_rain(self.units)
 
     @classmethod
-    def fit(cls, units: str, values: Array, zr: tuple[float, float] = MARSHALL_PALMER) -> Transform:
-        """Rain has a fixed scale; a plain quantity gets mean and mean + deviation of the valid `values`.
+    def fit(cls, units: str, samples: Sequence[Array]) -> Transform:
+        """The scale of a plain quantity: mean and mean + standard deviation of the valid values of all `samples`.
 
         Raises InputError where all values are missing.
         """
-        if is_rain(units):
-            return cls(zr=zr)
-        valid = values[np.isfinite(values)].astype(np.float64)
+        valid = np.concatenate([sample[np.isfinite(sample)] for sample in samples]).astype(np.float64)
         if valid.size == 0:
             raise InputError("every pixel of the training frames is missing: check --missing and --variable")
         mean, deviation = float(valid.mean()), float(valid.std())
-        return cls(units=units, low=mean, high=mean + (deviation or 1.0), zr=zr)
+        return cls(units=units, low=mean, high=mean + (deviation or 1.0))
 
     def accepts(self, units: str) -> bool:
         """Whether frames in `units` can be read."""
@@ -128,7 +127,7 @@ class Transform:
         """The network's range → values in `units`. At or below 0: exactly no echo. Above 1 rain is cut off at 70 dBZ."""
         if not self.rain:
             return (encoded * (self.high - self.low) + self.low).astype(np.float32)
-        dbz = np.minimum(encoded, 1) * (self.high - self.low) + self.low
+        dbz = (np.minimum(encoded, 1) * (self.high - self.low) + self.low).astype(np.float32)
         rate = np.where(encoded <= 0, np.float32(0), dbz_to_rain_rate(dbz, self.zr))
         return from_rain_rate(rate, units, zr).astype(np.float32)
 

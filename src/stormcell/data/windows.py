@@ -27,7 +27,7 @@ WET = 0.1  # encoded rain at 7 dBZ, 0.1 mm/h: what verification calls wet
 _CROP_TRIES = 4
 
 
-# --- runs --------------------------------------------------------------------------------------------------------------
+# --- runs ---
 
 
 def split_at_gaps(frames: xr.DataArray) -> list[xr.DataArray]:
@@ -62,12 +62,17 @@ def _same(a: Step, b: Step) -> bool:
     return a == b or (not isinstance(a, str) and not isinstance(b, str) and abs(a - b) <= 0.02 * a)
 
 
+def fits_memory(runs: Sequence[xr.DataArray]) -> bool:
+    """Whether the values of all runs may be kept in memory."""
+    return sum(run.size for run in runs) * 4 <= MEMORY_LIMIT
+
+
 def count_windows(runs: Sequence[xr.DataArray], length: int) -> int:
     """Windows of `length` frames, one starting at each frame that leaves room for it."""
     return sum(max(run.sizes["time"] - length + 1, 0) for run in runs)
 
 
-# --- splits ------------------------------------------------------------------------------------------------------------
+# --- splits ---
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ def split_by_time(
     if test_from is not None:
         end = max(run.time.values[-1] for run in runs)
         aside += [late for run in rest if (late := run.sel(time=run.time >= test_from)).sizes["time"]]
-        rest = _without(rest, [(np.datetime64(test_from, "ns"), end)], length, step)
+        rest = _without(rest, [(test_from.astype("datetime64[ns]"), end)], length, step)
     if validation:
         chosen = _without(validation, [_span(run) for run in aside], length, step)
         train = _without(rest, [_span(run) for run in chosen], length, step)
@@ -206,7 +211,7 @@ def _cut(runs: list[xr.DataArray], length: int, step: Step) -> tuple[list[xr.Dat
     return train, chosen
 
 
-# --- tensors -----------------------------------------------------------------------------------------------------------
+# --- tensors ---
 
 
 def network_input(encoded: npt.NDArray[np.float32]) -> Tensor:
@@ -244,16 +249,17 @@ class Windows(Dataset[Sample]):
         self.seed, self.epoch, self.fixed = seed, 0, fixed
         smallest = min(min(run.sizes["y"], run.sizes["x"]) for run in self.runs)
         self.crop = min(crop, smallest)
-        self.windows = [
-            (r, t) for r, run in enumerate(self.runs) for t in range(run.sizes["time"] - past - future + 1)
-        ]
+        self.windows = [(r, t) for r, run in enumerate(self.runs) for t in range(run.sizes["time"] - past - future + 1)]
         pixels = sum(run.sizes["y"] * run.sizes["x"] * (run.sizes["time"] - past - future + 1) for run in self.runs)
         self.crops_a_window = max(1, round(pixels / len(self.windows) / self.crop**2))
-        self.in_memory = sum(run.size for run in self.runs) * 4 <= MEMORY_LIMIT
+        self.in_memory = fits_memory(self.runs)
         self._encoded = [self._encode(run) for run in self.runs] if self.in_memory else []
 
     def _encode(self, run: xr.DataArray) -> npt.NDArray[np.float32]:
         return self.transform.encode(values(run), run.attrs["units"], zr_pair(run))
+
+    def _read(self, run: int, time: slice) -> npt.NDArray[np.float32]:
+        return self._encoded[run][time] if self.in_memory else self._encode(self.runs[run].isel(time=time))
 
     def __len__(self) -> int:
         return self.fixed or len(self.windows) * self.crops_a_window
@@ -268,14 +274,9 @@ class Windows(Dataset[Sample]):
         rng = np.random.default_rng([self.seed, epoch, index])
         run, start = window
         stop = start + self.past + self.future
-        if self.in_memory:
-            frames = self._encoded[run][start:stop]
-            y, x = self._draw_crop(frames, rng)
-            frames = frames[:, y : y + self.crop, x : x + self.crop]
-        else:
-            frames = self._encode(self.runs[run].isel(time=slice(start, stop)))
-            y, x = self._draw_crop(frames, rng)
-            frames = frames[:, y : y + self.crop, x : x + self.crop]
+        frames = self._read(run, slice(start, stop))
+        y, x = self._draw_crop(frames, rng)
+        frames = frames[:, y : y + self.crop, x : x + self.crop]
         if self.transform.rain and not self.fixed:
             frames = np.rot90(frames, int(rng.integers(4)), axes=(1, 2))
             frames = frames[:, :, ::-1] if rng.integers(2) else frames

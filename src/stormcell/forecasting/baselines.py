@@ -33,7 +33,9 @@ def optical_flow(past: Array, steps: int) -> Array:
     Raises InputError if pysteps or opencv is not installed, or if there is a single past frame.
     """
     if len(past) < 2:
-        raise InputError("optical-flow needs two past frames or more: train with --past 2, or leave it out of --against")
+        raise InputError(
+            "optical-flow needs two past frames or more: train with --past 2, or leave it out of --against"
+        )
     dense_lucaskanade, extrapolate, db_transform = _pysteps()
     dbr, _ = db_transform(past.astype(np.float64), threshold=THRESHOLD_MM_H, zerovalue=ZERO_DBR)
     motion = dense_lucaskanade(np.ma.masked_invalid(dbr))

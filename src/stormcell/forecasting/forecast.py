@@ -22,6 +22,7 @@ from ..data.frames import Step, advance, check_frames, grid_spacing, step_text, 
 from ..data.units import Transform, is_rain
 from ..data.windows import network_input, split_at_gaps
 from ..errors import InputError
+from ..nn.convlstm import ConvLSTM2d
 from ..nn.forecaster import EncoderForecaster
 from ..writing import whole_file
 
@@ -89,9 +90,7 @@ class Forecaster:
         y[:, ~np.isfinite(past).any(axis=0)] = np.nan
         return y
 
-    def forecast(
-        self, frames: xr.DataArray, steps: int | None = None, *, any_grid: bool = False
-    ) -> xr.DataArray:
+    def forecast(self, frames: xr.DataArray, steps: int | None = None, *, any_grid: bool = False) -> xr.DataArray:
         """Forecast the `steps` frames after the newest of `frames` (None: as many as in training).
 
         Returns frames of the same unit, grid and CRS; time is the valid time, with `lead_time` beside it and
@@ -156,6 +155,7 @@ def as_forecast(decoded: npt.NDArray[np.float32], past: xr.DataArray, step: Step
 def architecture(network: EncoderForecaster) -> dict[str, Any]:
     """The arguments that make this network anew."""
     layer = network.encoder[0]
+    assert isinstance(layer, ConvLSTM2d)
     return {
         "in_channels": network.in_channels,
         "hidden_channels": list(network.hidden_channels),
@@ -175,7 +175,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Forecaster:
     try:
         with safe_open(path, framework="pt") as file:
             card = json.loads((file.metadata() or {})["stormcell"])
-            weights = {name: file.get_tensor(name) for name in file.keys()}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
         if card["format"] != FORMAT:
             raise InputError(f"{path} has format {card['format']}; this version of Stormcell reads {FORMAT}")
         network = EncoderForecaster(**card["architecture"])
@@ -207,8 +207,8 @@ def save_frames(frames: xr.DataArray, path: str | Path) -> None:
         if path.suffix.lower() == ".zarr":
             dataset.to_zarr(temporary, zarr_format=2, consolidated=True)
         elif path.suffix.lower() in (".nc", ".nc4"):
-            compression = {"zlib": True, "complevel": 4}
-            dataset.to_netcdf(temporary, engine="h5netcdf", encoding={str(frames.name or "frames"): compression})
+            encoding = {str(frames.name or "frames"): {"zlib": True, "complevel": 4}}
+            dataset.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
         else:
             raise InputError(f"{path}: expected a file that ends in .nc, .zarr, .png, .gif or .mp4")
 

@@ -57,7 +57,6 @@ class Recipe:
         batch: crops an update.
         hidden_channels, kernel_size, patch: of the network (see EncoderForecaster).
         learning_rate: the highest; it rises over the first 5 % and falls as a cosine to nothing.
-        rain_weight: weight of a pixel, 1 + rain_weight · encoded rain: heavy rain is rare.
         seed: of weights and crops.
         device: "auto", "cpu", "cuda", "mps" …
     """
@@ -67,12 +66,11 @@ class Recipe:
     minutes: float | None = None
     epochs: int | None = None
     crop: int = 128
-    batch: int = 8
+    batch: int = 4
     hidden_channels: tuple[int, ...] = (48, 48)
     kernel_size: int = 3
     patch: int = 4
-    learning_rate: float = 2e-3
-    rain_weight: float = 4.0
+    learning_rate: float = 1e-3
     seed: int = 0
     device: str = "auto"
 
@@ -80,17 +78,15 @@ class Recipe:
 class _Training(lightning.LightningModule):
     """What Lightning needs to know: loss, optimizer, schedule."""
 
-    def __init__(self, network: EncoderForecaster, recipe: Recipe, rain: bool, identity: str) -> None:
+    def __init__(self, plan: Plan) -> None:
         super().__init__()
-        self.network, self.recipe, self.identity = network, recipe, identity
-        self.rain_weight = recipe.rain_weight if rain else 0.0
+        self.network, self.recipe, self.identity, self.windows = plan.network, plan.recipe, plan.identity, plan.training
         self.timer: Timer | None = None
 
     def loss(self, forecast: Tensor, batch: Sample) -> Tensor:
-        """Mean over valid pixels of (error² + |error|), weighted by observed rain."""
-        weight = batch["valid"] * (1 + self.rain_weight * batch["y"].clamp(0, 1))
-        error = forecast - batch["y"]
-        return (weight * (error**2 + error.abs())).sum() / weight.sum().clamp(min=1)
+        """Mean over valid pixels of error² + |error|, in the encoded range."""
+        error = torch.where(batch["valid"], forecast - batch["y"], 0)
+        return (error**2 + error.abs()).sum() / batch["valid"].sum().clamp(min=1)
 
     def training_step(self, batch: Sample, _: int) -> Tensor:
         loss = self.loss(self.network(batch["x"], self.recipe.future), batch)
@@ -106,7 +102,7 @@ class _Training(lightning.LightningModule):
         self.log("val_persistence", self.loss(last, batch), batch_size=size)
 
     def on_train_epoch_start(self) -> None:
-        self.trainer.train_dataloader.dataset.epoch = self.current_epoch
+        self.windows.epoch = self.current_epoch
 
     def progress(self) -> float:
         """Share of the training that is done."""
@@ -133,24 +129,24 @@ class _Reporter(Callback):
     """One line a validation: where training stands, and what simply keeping the last frame would score."""
 
     def __init__(self) -> None:
-        self.best = math.inf
+        self.best, self.persistence = math.inf, math.nan
 
     def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         if trainer.sanity_checking:
             return
         scores = {k: float(v) for k, v in trainer.callback_metrics.items()}
         star = " *" if scores["val_loss"] < self.best else ""
-        self.best = min(self.best, scores["val_loss"])
+        self.best, self.persistence = min(self.best, scores["val_loss"]), scores["val_persistence"]
         _say(
             f"update {trainer.global_step}: training loss {scores.get('train_loss', math.nan):.4f}, "
             f"validation {scores['val_loss']:.4f} (persistence {scores['val_persistence']:.4f}){star}"
         )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        return {"best": self.best, "persistence": self.persistence}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = state_dict["best"]
+        self.best, self.persistence = state_dict["best"], state_dict["persistence"]
 
 
 class _Last(Callback):
@@ -214,11 +210,13 @@ def plan(
             )
     step = common_step(everything)
     spacing = common_grid_spacing(everything)
-    split = split_or_advise(
-        runs, recipe.past, recipe.future, validation=validation, test=test, test_from=test_from
-    )
-    sample = np.concatenate([values(run.isel(time=slice(None, None, 5))).ravel() for run in split.train[:50]])
-    transform = Transform.fit(first.attrs["units"], sample, zr_pair(first))
+    split = split_or_advise(runs, recipe.past, recipe.future, validation=validation, test=test, test_from=test_from)
+    if transform.rain:
+        transform = Transform(zr=zr_pair(first))
+    else:
+        transform = Transform.fit(
+            first.attrs["units"], [values(run.isel(time=slice(None, None, 3))) for run in split.train]
+        )
     lengths = {"past": recipe.past, "future": recipe.future, "crop": recipe.crop}
     training = Windows(split.train, transform, **lengths, seed=recipe.seed)
     chosen = Windows(split.validation, transform, **lengths, seed=recipe.seed)
@@ -262,7 +260,7 @@ def _described(run: xr.DataArray, role: str) -> dict[str, Any]:
 def dry_run(plan: Plan) -> dict[str, str]:
     """What training would take, measured on one update: windows, parameters, memory, minutes an epoch."""
     recipe = plan.recipe
-    module = _Training(plan.network, recipe, plan.forecaster.transform.rain, plan.identity)
+    module = _Training(plan)
     loader = _loader(plan.training, recipe.batch, shuffle=True)
     kept: dict[int, int] = {}
 
@@ -319,11 +317,12 @@ def train(
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror})") from error
-    module = _Training(plan.network, recipe, plan.forecaster.transform.rain, plan.identity)
+    module = _Training(plan)
     best = ModelCheckpoint(
         folder, "best", monitor="val_loss", save_top_k=1, enable_version_counter=False, save_weights_only=True
     )
-    callbacks: list[Callback] = [_Reporter(), best, _Last(last)]
+    reporter = _Reporter()
+    callbacks: list[Callback] = [reporter, best, _Last(last)]
     timing: dict[str, Any] = {"max_epochs": recipe.epochs or (-1 if recipe.minutes else 50)}
     if recipe.minutes:
         module.timer = Timer(timedelta(minutes=recipe.minutes), interval="step", verbose=False)
@@ -366,24 +365,22 @@ def train(
         if interrupted:
             raise KeyboardInterrupt
         raise InputError("training stopped before its first validation: give it more --minutes")
-    forecaster = _best(plan, folder, trainer, command)
+    forecaster = _best(plan, folder, reporter, updates=trainer.global_step, command=command)
     forecaster.save(output)
     if interrupted:
         raise KeyboardInterrupt
     return forecaster
 
 
-def _best(plan: Plan, folder: Path, trainer: lightning.Trainer, command: str | None) -> Forecaster:
+def _best(plan: Plan, folder: Path, reporter: _Reporter, *, updates: int, command: str | None) -> Forecaster:
     checkpoint = torch.load(folder / "best.ckpt", weights_only=True, map_location="cpu")
     state = {k.removeprefix("network."): v for k, v in checkpoint["state_dict"].items()}
     plan.network.cpu().load_state_dict(state)
-    reporter = next(c for c in trainer.callbacks if isinstance(c, _Reporter))
-    metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
     plan.forecaster.card |= {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(sys.argv) if command is None else command,
-        "updates": trainer.global_step,
-        "validation": {"loss": reporter.best, "persistence_loss": metrics.get("val_persistence")},
+        "updates": updates,
+        "validation": {"loss": reporter.best, "persistence_loss": reporter.persistence},
     }
     plan.network.eval()
     return plan.forecaster

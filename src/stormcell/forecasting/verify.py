@@ -18,8 +18,9 @@ import numpy.typing as npt
 import xarray as xr
 from scipy.ndimage import uniform_filter
 
-from ..data.frames import Step, advance, area, check_frames, grid_spacing, time_step, values, zr_pair
+from ..data.frames import advance, area, check_frames, grid_spacing, in_memory, values, zr_pair
 from ..data.units import is_rain, to_rain_rate
+from ..data.windows import fits_memory
 from ..errors import InputError
 from .baselines import BASELINES, Array, check_baselines
 from .forecast import Forecaster
@@ -34,10 +35,12 @@ _COUNTS = ("hits", "misses", "false_alarms", "correct_negatives")
 SCORES = ("csi", "pod", "far", "frequency_bias", "mse", "mae", "correlation", "fss")
 
 
-# --- sums of one case --------------------------------------------------------------------------------------------------
+# --- sums of one case ---
 
 
-def fss_parts(fcst: Array, obs: Array, valid: npt.NDArray[np.bool_], *, threshold: float, scale: int) -> tuple[float, float]:
+def fss_parts(
+    fcst: Array, obs: Array, valid: npt.NDArray[np.bool_], *, threshold: float, scale: int
+) -> tuple[float, float]:
     """Numerator and denominator of the fractions skill score (Roberts and Lean 2008), FSS = 1 - Σ numerator / Σ denominator.
 
     Fractions of pixels at or above `threshold` in windows of scale × scale pixels; invalid pixels are no event in either
@@ -71,9 +74,7 @@ class Tally:
     def add(self, reference: np.datetime64, truth: Array, fcsts: Mapping[str, Array]) -> None:
         """One case: truth (L, Y, X) and a forecast (L, Y, X) of each forecaster, NaN where missing."""
         leads, shape = len(truth), (len(self.forecasters), len(truth))
-        sums: dict[str, npt.NDArray[np.float64]] = {
-            name: np.zeros((*shape, len(self.thresholds))) for name in _COUNTS
-        }
+        sums: dict[str, npt.NDArray[np.float64]] = {name: np.zeros((*shape, len(self.thresholds))) for name in _COUNTS}
         sums |= {name: np.zeros(shape) for name in ("se", "ae", "f", "ff", "fo", "f_wet")}
         sums |= {name: np.zeros(leads) for name in ("n", "pixels", "o", "oo", "o_wet")}
         sums |= {name: np.zeros((*shape, len(self.thresholds), len(self.scales))) for name in ("fss_num", "fss_den")}
@@ -168,7 +169,9 @@ def assign_blocks(times: Sequence[np.datetime64]) -> npt.NDArray[np.int64]:
     return blocks
 
 
-def _scores(sums: Mapping[str, npt.NDArray[np.float64]], coords: dict[str, Any], leading: str | None = None) -> xr.Dataset:
+def _scores(
+    sums: Mapping[str, npt.NDArray[np.float64]], coords: dict[str, Any], leading: str | None = None
+) -> xr.Dataset:
     """Sums → scores; `leading` is a first dimension of draws."""
     from scores.categorical import BasicContingencyManager
 
@@ -216,7 +219,7 @@ def _scores(sums: Mapping[str, npt.NDArray[np.float64]], coords: dict[str, Any],
     return xr.Dataset(result)
 
 
-# --- one forecast, as a library ----------------------------------------------------------------------------------------
+# --- one forecast, as a library ---
 
 
 def verify(
@@ -272,11 +275,22 @@ def verify(
             if reference not in index or index[reference] + 1 < min(past, 2):
                 raise InputError("baselines need the observed frames up to the reference time of the forecast")
             before = truth_all[max(index[reference] + 1 - past, 0) : index[reference] + 1]
-            fields |= {name: BASELINES[name](before, len(truth)) for name in names}
+            fields |= {name: _baseline(name, before, len(truth), reference) for name in names}
         tally.add(reference, truth, fields)
     lead = fcsts[0].time.values - fcsts[0].forecast_reference_time.values
     result = tally.scores(lead, units="mm/h" if rain else units)
     return _with_scale_km(result, grid_spacing(obs))
+
+
+def _baseline(name: str, past: Array, steps: int, reference: np.datetime64) -> Array:
+    """A baseline that fails is an error, not a row that is left out."""
+    try:
+        return BASELINES[name](past, steps)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a library makes of a field
+        when = str(reference.astype("M8[m]")).replace("T", " ")
+        raise InputError(f"{name} failed from {when} UTC ({error}); leave it out with --against") from error
 
 
 def _quantity(data: Array, frames: xr.DataArray) -> Array:
@@ -302,7 +316,7 @@ def _with_scale_km(scores: xr.Dataset, spacing: float | None) -> xr.Dataset:
     return scores.assign_coords(scale_km=("scale", scores.scale.values * spacing / 1000))
 
 
-# --- a model on all cases of a set of runs -----------------------------------------------------------------------------
+# --- a model on all cases of a set of runs ---
 
 
 @dataclass(frozen=True)
@@ -382,8 +396,15 @@ def hindcast(
             f"no case fits: a case takes {forecaster.past} past and {steps} future frames without a gap, and the longest "
             f"run has {longest}"
         )
+    if fits_memory(runs):
+        runs = [in_memory(run) for run in runs]  # each frame is in many cases
+        everything = list(cases(runs, forecaster.past, steps))
     known = [seen(run, forecaster.card) for run in runs]
-    flags = [bool(k[t : t + forecaster.past + steps].any()) for k in known for t in range(len(k) - forecaster.past - steps + 1)]
+    flags = [
+        bool(k[t : t + forecaster.past + steps].any())
+        for k in known
+        for t in range(len(k) - forecaster.past - steps + 1)
+    ]
     fresh = [case for case, flag in zip(everything, flags) if not flag]
     if not fresh:
         raise InputError(
@@ -398,8 +419,8 @@ def hindcast(
         past, truth = (_quantity(values(frames), frames) for frames in (case.past, case.truth))
         encoded = transform.encode(past, units)
         fields: dict[str, Array] = {"stormcell": transform.decode(forecaster.predict(encoded, steps), units)}
-        fields |= {name: BASELINES[name](past, steps) for name in names}
         reference = case.past.time.values[-1]
+        fields |= {name: _baseline(name, past, steps, reference) for name in names}
         tally.add(reference, truth, fields)
         if number in picks:
             samples.append(_sample(case, truth, fields, units))
@@ -412,9 +433,7 @@ def hindcast(
     return Hindcast(scores, samples, scores.attrs["left_out_cases"], scores.attrs["left_out_frames"])
 
 
-def _sample(
-    case: Case, truth: Array, fields: Mapping[str, Array], units: str
-) -> tuple[str, dict[str, xr.DataArray]]:
+def _sample(case: Case, truth: Array, fields: Mapping[str, Array], units: str) -> tuple[str, dict[str, xr.DataArray]]:
     reference = case.past.time.values[-1]
     like = case.truth.assign_coords(
         lead_time=("time", case.truth.time.values - reference), forecast_reference_time=reference

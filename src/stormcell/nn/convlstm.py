@@ -67,7 +67,6 @@ class _ConvLSTMBase(nn.Module):
         stride: Size,
         padding: str | Size,
         dilation: Size,
-        bias: bool,
         peephole: str | None,
         frame_size: Size | None,
         activation: str | Callable[[Tensor], Tensor],
@@ -96,7 +95,7 @@ class _ConvLSTMBase(nn.Module):
         self.dilation = _sizes(dilation, self.dims, "dilation")
         if max(self.stride) > 1 and max(self.dilation) > 1:
             raise ValueError(f"stride > 1 does not go with dilation > 1. Received: {stride!r} and {dilation!r}")
-        self.bias, self.peephole, self.unit_forget_bias = bias, peephole, unit_forget_bias
+        self.peephole, self.unit_forget_bias = peephole, unit_forget_bias
         self.frame_size = None if frame_size is None else _sizes(frame_size, self.dims, "frame_size")
         self.activation, self.recurrent_activation = activation, recurrent_activation
         self.engine = engine
@@ -110,7 +109,7 @@ class _ConvLSTMBase(nn.Module):
         ones = (1,) * self.dims
         self._upper_form = self._form._replace(stride=ones, padding="same", dilation=ones)
 
-    def _add(self, suffix: str, inputs: int, factory: dict[str, Any]) -> None:
+    def _add(self, suffix: str, inputs: int, *, bias: bool, factory: dict[str, Any]) -> None:
         gates = 4 * self.hidden_channels
 
         def parameter(*shape: int) -> nn.Parameter:
@@ -128,7 +127,7 @@ class _ConvLSTMBase(nn.Module):
             "weight_hh" + suffix, parameter(gates, self.hidden_channels, *self.recurrent_kernel_size)
         )
         self.register_parameter("weight_ch" + suffix, peephole)
-        self.register_parameter("bias" + suffix, parameter(gates) if self.bias else None)
+        self.register_parameter("bias" + suffix, parameter(gates) if bias else None)
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew."""
@@ -219,7 +218,6 @@ class _ConvLSTM(_ConvLSTMBase):
             stride=stride,
             padding=padding,
             dilation=dilation,
-            bias=bias,
             peephole=peephole,
             frame_size=frame_size,
             activation=activation,
@@ -238,7 +236,7 @@ class _ConvLSTM(_ConvLSTMBase):
         for layer, suffixes in enumerate(self._suffixes):
             for suffix in suffixes:
                 inputs = in_channels if layer == 0 else hidden_channels * len(directions)
-                self._add(suffix, inputs, {"device": device, "dtype": dtype})
+                self._add(suffix, inputs, bias=bias, factory={"device": device, "dtype": dtype})
         self.reset_parameters()
 
     def forward(
@@ -347,7 +345,6 @@ class _ConvLSTMCell(_ConvLSTMBase):
             stride=stride,
             padding=padding,
             dilation=dilation,
-            bias=bias,
             peephole=peephole,
             frame_size=frame_size,
             activation=activation,
@@ -355,7 +352,7 @@ class _ConvLSTMCell(_ConvLSTMBase):
             unit_forget_bias=unit_forget_bias,
             engine=engine,
         )
-        self._add("", in_channels, {"device": device, "dtype": dtype})
+        self._add("", in_channels, bias=bias, factory={"device": device, "dtype": dtype})
         self.reset_parameters()
 
     def forward(self, x: Float[Tensor, "B C *frame"], state: State | None = None) -> State:

@@ -124,9 +124,7 @@ _PAPER_MODELS = {
     "convlstm-9x9-1x1-128-128": lambda: _convlstm((128, 128), 9, 1),
     "convlstm-9x9-1x1-128-64-64": lambda: _convlstm((128, 64, 64), 9, 1),
     # A ConvLSTM on a 1×1 map is an LSTM: one patch of 64×64 pixels leaves such a map.
-    "fc-lstm-2048-2048": lambda: EncoderForecaster(
-        1, (2048, 2048), 1, patch=64, peephole="channel", readout="top"
-    ),
+    "fc-lstm-2048-2048": lambda: EncoderForecaster(1, (2048, 2048), 1, patch=64, peephole="channel", readout="top"),
     "radar": lambda: _convlstm((64, 64), 3, 3, patch=2),
 }
 

@@ -8,4 +8,15 @@ from .pictures import animate, colours, comparison, lead_label, panels, save
 from .table import print_scores
 from .verification import report_verification
 
-__all__ = ["Sample", "animate", "colours", "comparison", "lead_label", "panels", "print_scores", "report_verification", "save", "write_report"]
+__all__ = [
+    "Sample",
+    "animate",
+    "colours",
+    "comparison",
+    "lead_label",
+    "panels",
+    "print_scores",
+    "report_verification",
+    "save",
+    "write_report",
+]

@@ -101,7 +101,7 @@ def write_report(
     Path(path).write_text(page, encoding="utf-8", newline="\n")
 
 
-# --- words ----------------------------------------------------------------------------------------
+# --- words ---
 
 
 def _summary(scores: xr.Dataset) -> str:
@@ -207,7 +207,7 @@ def _facts(scores: xr.Dataset, given: Mapping[str, str]) -> dict[str, str]:
     return facts
 
 
-# --- numbers --------------------------------------------------------------------------------------
+# --- numbers ---
 
 
 def _amount(value: float, scores: xr.Dataset) -> str:
@@ -261,7 +261,7 @@ def _values(variable: xr.DataArray, at: Mapping[str, Any]) -> np.ndarray:
     return np.asarray(variable.variable.values[tuple(places)])
 
 
-# --- charts ---------------------------------------------------------------------------------------
+# --- charts ---
 
 
 def _groups(scores: xr.Dataset) -> Iterator[_Group]:
@@ -362,7 +362,7 @@ def _data(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-# --- tables ---------------------------------------------------------------------------------------
+# --- tables ---
 
 
 def _tables(scores: xr.Dataset) -> Iterator[_Table]:

@@ -172,7 +172,7 @@ def lead_label(lead: np.timedelta64 | np.ndarray) -> str:
     return (f"{seconds / 60:+.1f} min" if abs(seconds) >= 60 else f"{seconds:+g} s").replace("-", "−")
 
 
-# --- what is drawn --------------------------------------------------------------------------------
+# --- what is drawn ---
 
 
 def _one_unit(groups: Sequence[xr.DataArray]) -> str:
@@ -237,7 +237,7 @@ def _robust_range(many: Sequence[xr.DataArray]) -> tuple[float, float]:
     return low - room, high + room
 
 
-# --- where it lies and when it is -----------------------------------------------------------------
+# --- where it lies and when it is ---
 
 
 @dataclass(frozen=True)
@@ -290,7 +290,7 @@ def _panel_title(frame: xr.DataArray) -> str:
     return f"{lead_label(frame['lead_time'].values)}\n{when}" if "lead_time" in frame.coords else when
 
 
-# --- drawing --------------------------------------------------------------------------------------
+# --- drawing ---
 
 
 def _grid(
@@ -393,7 +393,7 @@ def _beyond(image: AxesImage, frames: Sequence[xr.DataArray]) -> str:
     return {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}[below, above]
 
 
-# --- films ----------------------------------------------------------------------------------------
+# --- films ---
 
 
 def _film(frames: xr.DataArray, past: xr.DataArray | None) -> Iterator[np.ndarray]:

@@ -8,6 +8,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from .pictures import lead_label
+
 _WIDTH = 150
 _MOST_LEADS = 6
 
@@ -54,8 +56,7 @@ def score_tables(scores: xr.Dataset) -> list[Table]:
     rest.add_column("cases", justify="right")
     for k in lead_choice(scores):
         lead = scores.isel(lead_time=k)
-        minutes = float(lead.lead_time / np.timedelta64(1, "s")) / 60
-        label = f"+{minutes:g} min" if minutes < 1440 else f"+{minutes / 1440:g} d"
+        label = lead_label(lead.lead_time.values)
         for j, name in enumerate(scores.forecaster.values):
             at = lead.sel(forecaster=name)
             last = j == scores.sizes["forecaster"] - 1

@@ -22,7 +22,6 @@ def report_verification(
 ) -> None:
     """Write the page of a verification. `card` is the header of the model file; `samples` are named rows of frames."""
     attrs = scores.attrs
-    share = 100 * scores.valid_share
     training = [entry for entry in card.get("frames", []) if entry["role"] == "training"]
     facts = {
         "Model": model,
@@ -32,13 +31,11 @@ def report_verification(
         else "unknown",
         "Updates": str(card.get("updates", "unknown")),
         "Data": data,
-        "Cases": f"{attrs['cases']} in {attrs['blocks']} blocks",
         "Left out": f"{attrs.get('left_out_cases', 0)} cases with frames the model was trained or chosen on",
-        "Pixels compared": f"{float(share.min()):.0f} to {float(share.max()):.0f} % of the grid: where the truth and every "
-        "compared forecast are valid",
         "Stormcell": str(card.get("version", "")),
     }
     notes = [
+        "Pixels are compared where the truth and every compared forecast are valid, for all of them alike.",
         "CSI, POD, FAR and frequency bias come from counts pooled over all cases.",
         "The cases shown are spread evenly over all cases; they were not picked.",
     ]

@@ -26,12 +26,12 @@ def read(path: Path, variable: str | None = None) -> xr.DataArray:
     try:
         if path.suffix.lower() == ".npy":
             return _frames(np.load(path, mmap_mode="r", allow_pickle=False), path)
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return _from_npz(file, path, variable)
     except (OSError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} cannot be read as a NumPy file ({error})") from error
     except ValueError as error:
-        if "allow_pickle" not in str(error) and "Object arrays" not in str(error):
+        if "allow_pickle" not in str(error) and "objects" not in str(error).lower():
             raise InputError(f"{path} cannot be read as a NumPy file ({error})") from error
         raise InputError(f"{path} holds Python objects, which are not unpickled: save plain numbers") from error
 

@@ -1,4 +1,7 @@
-"""PNG, GIF and TIFF frames through Pillow: one value a pixel (grey or palette index), one or several frames a file."""
+"""PNG, GIF and TIFF frames through Pillow: one value a pixel, one or several frames a file.
+
+The value is the grey, also of a grey palette; of a palette in colours it is the index, which is what radar products store.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,16 @@ from ...errors import InputError
 from .raw import stack
 
 SUFFIXES = (".png", ".gif", ".tif", ".tiff")
-# Pillow's modes with one number a pixel; a palette image holds the index, which is what radar products store.
-_MODES = {"1": np.uint8, "L": np.uint8, "P": np.uint8, "I;16": np.uint16, "I;16B": np.uint16, "I": np.int32, "F": np.float32}
+# Pillow's modes with one number a pixel.
+_MODES = {
+    "1": np.uint8,
+    "L": np.uint8,
+    "P": np.uint8,
+    "I;16": np.uint16,
+    "I;16B": np.uint16,
+    "I": np.int32,
+    "F": np.float32,
+}
 
 
 def _decode(path: Path, index: int) -> npt.NDArray[np.generic]:
@@ -25,9 +36,23 @@ def _decode(path: Path, index: int) -> npt.NDArray[np.generic]:
     try:
         with Image.open(path) as image:
             image.seek(index)
-            return np.asarray(image)
+            pixels = np.asarray(image)
+            palette = np.asarray(image.getpalette() or [], dtype=np.uint8).reshape(-1, 3)
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise InputError(f"{path} breaks off or is damaged ({error}): take it out or fetch it again") from error
+    if pixels.ndim == 3 and _grey(pixels):  # a later frame of a GIF with a grey palette of its own
+        return pixels[..., 0]
+    if pixels.ndim != 2:
+        raise InputError(
+            f"{path}: frame {index} is in colour or has another palette: save the values, not their colours"
+        )
+    if not len(palette) or not _grey(palette):  # of the whole palette: a dry frame may use its greys alone
+        return pixels
+    return np.pad(palette[:, 0], (0, 256 - len(palette)))[pixels]
+
+
+def _grey(colours: npt.NDArray[np.uint8]) -> bool:
+    return bool((colours[..., :1] == colours).all())
 
 
 def read(path: Path) -> xr.DataArray:

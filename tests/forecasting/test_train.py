@@ -1,0 +1,209 @@
+"""Training learns, resumes after a kill, stops at Ctrl-C with a usable model, and refuses what does not go together."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from stormcell import InputError, load
+from stormcell.data.windows import split_at_gaps
+from stormcell.forecasting.forecast import save_frames
+from stormcell.forecasting.train import Recipe, dry_run, plan, train
+from stormcell.forecasting.verify import hindcast
+
+from ..conftest import make_frames
+from .conftest import RECIPE
+
+
+@pytest.fixture
+def storms(rain: xr.DataArray) -> list[xr.DataArray]:
+    return split_at_gaps(rain)
+
+
+def test_it_beats_persistence_on_storms_it_has_not_seen(storms: list[xr.DataArray], tmp_path: Path) -> None:
+    recipe = replace(RECIPE, epochs=12, hidden_channels=(16, 16))
+    forecaster = train(plan(storms[:25], recipe), tmp_path / "m.safetensors", progress=False)
+    scores = hindcast(forecaster, storms[25:], scales=(5,)).scores.isel(lead_time=-1)
+    model, persistence = (scores.sel(forecaster=name) for name in ("stormcell", "persistence"))
+    assert float(model.mse) < 0.8 * float(persistence.mse)
+    assert float(model.csi.sel(threshold=0.5)) > float(persistence.csi.sel(threshold=0.5))
+
+
+def test_the_same_seed_gives_the_same_model(storms: list[xr.DataArray], tmp_path: Path) -> None:
+    recipe = replace(RECIPE, epochs=1)
+    a, b = (train(plan(storms[:8], recipe), tmp_path / f"{n}.safetensors", progress=False) for n in "ab")
+    for name, weight in a.network.state_dict().items():
+        assert torch.equal(weight, b.network.state_dict()[name])
+    other = plan(storms[:8], replace(recipe, seed=1)).network.state_dict()
+    assert not torch.equal(other["output.weight"], plan(storms[:8], recipe).network.state_dict()["output.weight"])
+
+
+def test_missing_pixels_have_no_say(storms: list[xr.DataArray], tmp_path: Path) -> None:
+    """Loss and validation leave out missing pixels of the future: nonsense under the mask changes nothing."""
+    from stormcell.forecasting.train import _Training
+
+    prepared = plan(storms[:8], RECIPE)
+    module = _Training(prepared)
+    batch = {k: v[None] for k, v in prepared.training[0].items()}
+    batch["valid"] = torch.rand(batch["valid"].shape) > 0.5
+    forecast = torch.rand_like(batch["y"])
+    loss = module.loss(forecast, batch)
+    batch["y"] = torch.where(batch["valid"], batch["y"], 0.7)
+    assert torch.equal(module.loss(forecast, batch), loss)
+    batch["valid"] = torch.zeros_like(batch["valid"])
+    assert module.loss(forecast, batch) == 0
+
+
+def test_a_plain_quantity_trains_too(tmp_path: Path) -> None:
+    """Months, kelvin, a third of the pixels missing: no rain anywhere in the code's way."""
+    rng = np.random.default_rng(0)
+    months = np.array([np.datetime64(f"{2000 + k // 12}-{1 + k % 12:02d}-16", "ns") for k in range(60)])
+    wave = 280 + 8 * np.sin(2 * np.pi * np.arange(60) / 12)[:, None, None] + rng.normal(0, 0.3, (60, 12, 16))
+    wave[:, :4] = np.nan
+    frames = make_frames(wave, units="K").assign_coords(time=months)
+    recipe = replace(RECIPE, past=6, future=3, epochs=20, batch=4, learning_rate=5e-3)
+    forecaster = train(plan(split_at_gaps(frames), recipe), tmp_path / "m.safetensors", progress=False)
+    assert forecaster.step == "month"
+    fcst = forecaster.forecast(frames.isel(time=slice(0, 30)))
+    assert fcst.time.values[0] == np.datetime64("2002-07-16", "ns")
+    assert np.isnan(fcst[:, :4]).all()
+    truth = frames.isel(time=slice(30, 33))
+    error = float(np.abs(fcst.values - truth.values)[:, 4:].mean())
+    still = float(np.abs(frames.values[29] - truth.values)[:, 4:].mean())
+    assert error < 0.7 * still
+    assert load(tmp_path / "m.safetensors").transform.units == "K"
+
+
+def test_a_dry_run_says_what_it_would_take(storms: list[xr.DataArray]) -> None:
+    said = dry_run(plan(storms, RECIPE, test=storms[-2:]))
+    assert said["windows"].endswith("16 set aside")
+    assert said["parameters"] == "14,676"
+    assert "MB for an update of 8" in said["memory"]
+    assert float(said["minutes an epoch"].split()[0]) < 5
+
+
+def test_what_does_not_go_together_is_refused(storms: list[xr.DataArray], tmp_path: Path) -> None:
+    kelvin = storms[0].copy()
+    kelvin.attrs = {"units": "K", "source": "cold.nc"}
+    with pytest.raises(InputError, match=r"is in mm/h and cold\.nc in K: one model learns one quantity"):
+        plan([*storms, kelvin], RECIPE)
+    coarse = make_frames(np.zeros((20, 8, 8)), spacing=4000)
+    with pytest.raises(InputError, match="grids differ: 1 km in synthetic rain, 4 km in made frames"):
+        plan([*storms, coarse], RECIPE)
+    with pytest.raises(InputError, match="--past and --future must be 1 or more"):
+        plan(storms, replace(RECIPE, past=0))
+    prepared = plan(storms[:8], RECIPE)
+    with pytest.raises(InputError, match="a model file ends in .safetensors"):
+        train(prepared, tmp_path / "m.pt")
+    with pytest.raises(InputError, match="there is nothing to resume"):
+        train(prepared, tmp_path / "m.safetensors", resume=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_frames_may_differ_in_size_between_runs(storms: list[xr.DataArray]) -> None:
+    small = [run.isel(y=slice(0, 24)) for run in storms[:3]]
+    prepared = plan([*small, *storms[3:]], RECIPE)
+    assert prepared.training.crop == 24
+
+
+# --- stopping and going on ---
+
+
+def start(folder: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "stormcell", "train", str(folder / "rain.nc"), "-o", str(folder / "m.safetensors")]
+    sizes = ["--past", "3", "--future", "2", "--crop", "32", "--batch", "2", "--hidden", "8,8"]
+    options = [*sizes, "--epochs", "20", "--device", "cpu"]
+    return subprocess.Popen([*command, *options, *more], stderr=subprocess.PIPE, text=True, cwd=folder)
+
+
+def wait_for(process: subprocess.Popen[str], word: str) -> list[str]:
+    """Lines up to the one with `word`."""
+    lines = []
+    assert process.stderr is not None
+    for line in process.stderr:
+        lines.append(line.strip())
+        if word in line:
+            return lines
+    raise AssertionError(f"{word!r} never came: {lines}")
+
+
+def updates(folder: Path) -> list[list[int]]:
+    """Updates logged by each start of a training."""
+    logs = sorted((folder / "m.training" / "log").glob("version_*/metrics.csv"))
+    return [[int(row["step"]) for row in csv.DictReader(log.open())] for log in logs]
+
+
+def test_kill_9_then_resume(rain: xr.DataArray, tmp_path: Path) -> None:
+    save_frames(rain.isel(time=slice(0, 8 * 12)), tmp_path / "rain.nc")
+    process = start(tmp_path)
+    wait_for(process, "update")
+    wait_for(process, "update")
+    wait_for(process, "update")
+    process.kill()  # SIGKILL: nothing can be tidied up
+    process.wait()
+    assert not (tmp_path / "m.safetensors").exists()
+    checkpoint = torch.load(tmp_path / "m.training" / "last.ckpt", weights_only=True)
+    reached = checkpoint["global_step"]
+    assert reached > 0
+
+    changed = start(tmp_path, "--resume", "--learning-rate", "0.1")
+    assert changed.wait() == 2
+    assert "made with another --learning-rate" in changed.stderr.read()  # type: ignore[union-attr]
+
+    resumed = start(tmp_path, "--resume")
+    lines = wait_for(resumed, "update")
+    first = int(lines[-1].split("update ")[1].split(":")[0])
+    assert first > reached
+    _, rest = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0
+    assert load(tmp_path / "m.safetensors").card["updates"] == len(plan_of(tmp_path)) * 20
+    logged = updates(tmp_path)
+    assert len(logged) == 2
+    assert min(logged[1]) >= reached
+    del rest
+
+
+def plan_of(folder: Path) -> range:
+    """The updates of an epoch."""
+    from stormcell import open_frames
+
+    recipe = Recipe(past=3, future=2, crop=32, batch=2, hidden_channels=(8, 8))
+    prepared = plan(split_at_gaps(open_frames(folder / "rain.nc")), recipe)
+    return range(-(-len(prepared.training) // 2))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a test cannot send Ctrl-C on Windows")
+def test_ctrl_c_leaves_a_usable_model_and_a_checkpoint(rain: xr.DataArray, tmp_path: Path) -> None:
+    save_frames(rain.isel(time=slice(0, 8 * 12)), tmp_path / "rain.nc")
+    process = start(tmp_path)
+    wait_for(process, "update")
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "has the best weights so far; add --resume to the same command to go on" in err
+    assert "Traceback" not in err
+    load(tmp_path / "m.safetensors")
+    resumed = start(tmp_path, "--resume")
+    wait_for(resumed, "update")
+    resumed.kill()
+    resumed.wait()
+
+
+def test_a_new_training_keeps_the_unfinished_one(storms: list[xr.DataArray], tmp_path: Path) -> None:
+    recipe = replace(RECIPE, epochs=1)
+    for _ in range(2):
+        train(plan(storms[:8], recipe), tmp_path / "m.safetensors", progress=False)
+    assert (tmp_path / "m.training.old" / "last.ckpt").exists()
+    assert (tmp_path / "m.training" / "last.ckpt").exists()

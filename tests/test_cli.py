@@ -1,0 +1,281 @@
+"""The command line as a person meets it: what works, and one plain sentence with exit code 2 for what cannot."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import xarray as xr
+from PIL import Image
+
+from stormcell import load, open_frames
+from stormcell.cli import main
+from stormcell.data.units import rain_rate_to_dbz
+from stormcell.forecasting.forecast import save_frames
+
+from .conftest import make_frames
+
+TRAIN = ["--past", "3", "--future", "2", "--crop", "32", "--hidden", "4,4", "--epochs", "1", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def work(rain: xr.DataArray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with storms to train on, storms to verify, and a model."""
+    folder = tmp_path_factory.mktemp("work")
+    save_frames(rain.isel(time=slice(0, 25 * 12)), folder / "train.nc")
+    save_frames(rain.isel(time=slice(25 * 12, None)), folder / "new.nc")
+    assert main(["train", str(folder / "train.nc"), "-o", str(folder / "m.safetensors"), *TRAIN]) == 0
+    return folder
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> tuple[str, str]:
+    capsys.readouterr()
+    assert main([str(a) for a in arguments]) == code
+    out, err = capsys.readouterr()
+    assert "Traceback" not in err
+    return out, err
+
+
+def refused(capsys: pytest.CaptureFixture[str], message: str, *arguments: object) -> None:
+    _, err = run(capsys, *arguments, code=2)
+    lines = [line for line in err.splitlines() if line.startswith("stormcell: ")]
+    assert len(lines) == 1, err
+    assert message in lines[0]
+
+
+# --- what works ---
+
+
+@pytest.mark.parametrize("verb", [[], ["train"], ["forecast"], ["verify"], ["demo"]])
+def test_help_has_examples(capsys: pytest.CaptureFixture[str], verb: list[str]) -> None:
+    out, _ = run(capsys, *verb, "--help")
+    assert "Usage" in out
+    assert not verb or f"stormcell {verb[0]}" in out.split("Example")[1]
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "--version")[0] == "stormcell 0.1.0\n"
+
+
+def test_train_says_what_it_does(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = work / "again.safetensors"
+    out, err = run(capsys, "train", work / "train.nc", "-o", output, *TRAIN)
+    assert out.startswith(f"wrote {output}: validation loss ")
+    assert "training: 12 frames of 32×32, 2024-01-01 00:00 UTC to 2024-01-01 00:55 UTC" in err
+    assert "(persistence " in err
+
+
+def test_dry_run_writes_nothing(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(work.iterdir())
+    out, _ = run(capsys, "train", work / "train.nc", "-o", work / "dry.safetensors", *TRAIN, "--dry-run")
+    assert [line.split(":")[0] for line in out.splitlines()] == [
+        "windows",
+        "samples an epoch",
+        "parameters",
+        "memory",
+        "minutes an epoch",
+    ]
+    assert sorted(work.iterdir()) == before
+
+
+def test_options_from_a_file(work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    config = tmp_path / "train.yaml"
+    config.write_text("past: 2\nfuture: 3\nhidden: 4,4\ncrop: 32\n")
+    run(
+        capsys,
+        "train",
+        work / "train.nc",
+        "-o",
+        tmp_path / "m.safetensors",
+        "--config",
+        config,
+        "--epochs",
+        1,
+        "--past",
+        3,
+    )
+    made = load(tmp_path / "m.safetensors")
+    assert (made.past, made.future) == (3, 3)  # the command line outranks the file
+    config.write_text("pasta: 2\n")
+    refused(capsys, "unknown option 'pasta'", "train", work / "train.nc", "-o", "m.safetensors", "--config", config)
+
+
+def test_set_aside_is_not_trained_on(work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    output = tmp_path / "m.safetensors"
+    _, err = run(
+        capsys, "train", work / "*.nc", "-o", output, *TRAIN, "--test", work / "new.nc", "--test-from", "2024-01-06"
+    )
+    assert "set aside" in err
+    assert all(entry["end"] < "2024-01-06" for entry in load(output).card["frames"])
+    out, _ = run(capsys, "verify", work / "new.nc", "-m", output, "-o", tmp_path / "s.json", "--against", "persistence")
+    assert "cases were left out" not in out
+
+
+def test_forecast_in_every_form(work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    names = [tmp_path / f"now{suffix}" for suffix in (".nc", ".zarr", ".png", ".gif", ".mp4")]
+    options = [part for name in names for part in ("-o", name)]
+    out, _ = run(capsys, "forecast", work / "new.nc", "-m", work / "m.safetensors", "--steps", 4, *options)
+    assert len(out.splitlines()) == 5
+    fcst = open_frames(tmp_path / "now.nc")
+    assert fcst.sizes["time"] == 4
+    np.testing.assert_array_equal(open_frames(tmp_path / "now.zarr"), fcst)
+    assert iio.imread(tmp_path / "now.png").shape[0] > 200
+    assert len(iio.imread(tmp_path / "now.gif")) == len(iio.imread(tmp_path / "now.mp4")) == 3 + 4
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(n.name for n in names)
+
+
+def test_verify_writes_a_table_a_json_and_a_report(
+    work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("pysteps", reason="optical flow needs pysteps")
+    out, _ = run(
+        capsys, "verify", work / "new.nc", "-m", work / "m.safetensors", "-o", tmp_path / "s.json",
+        "--report", tmp_path / "r.html", "--thresholds", "0.5,2", "--scales", "5",
+    )  # fmt: skip
+    assert "CSI (threshold in mm/h)" in out
+    assert "40 cases in 5 blocks; 95 % intervals" in out
+    document = json.loads((tmp_path / "s.json").read_text())
+    names = {row["forecaster"] for row in document["scores"]}
+    assert names == {"stormcell", "persistence", "optical-flow"}
+    page = (tmp_path / "r.html").read_text()
+    assert "optical-flow" in page
+    row = next(r for r in document["scores"] if r["forecaster"] == "stormcell")
+    assert f"{row['thresholds'][0]['csi']:.3f}" in out
+
+
+def test_pictures_with_gain_offset_and_missing_go_the_whole_way(
+    rain: xr.DataArray, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "png").mkdir()
+    for frame in rain.isel(time=slice(0, 6 * 12)):
+        pixels = np.round((rain_rate_to_dbz(frame.values) + 32) / 0.5).astype(np.uint8)
+        pixels[:4] = 255
+        name = str(frame.time.values.astype("M8[m]")).replace("-", "").replace(":", "").replace("T", "_")
+        Image.fromarray(pixels).save(tmp_path / "png" / f"radar_{name}.png")
+    said = ["--units", "dBZ", "--gain", 0.5, "--offset", -32, "--missing", 255]
+    model = tmp_path / "m.safetensors"
+    run(capsys, "train", tmp_path / "png", "-o", model, *TRAIN, *said)
+    run(capsys, "forecast", tmp_path / "png", "-m", model, "-o", tmp_path / "now.nc", *said)
+    fcst = open_frames(tmp_path / "now.nc")
+    assert fcst.attrs["units"] == "dBZ"
+    assert np.isnan(fcst[:, :4]).all()
+    assert np.isfinite(fcst[:, 4:]).all()
+
+
+# --- what cannot work ---
+
+
+def test_wrong_usage_exits_with_2(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (
+        ["train"],
+        ["fly"],
+        ["forecast", work / "new.nc"],
+        ["train", "x.nc", "-o", "m", "--past", "four"],
+    ):
+        run(capsys, *arguments, code=2)
+
+
+def test_bad_options_are_one_sentence(work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    train = ["train", work / "train.nc", "-o", tmp_path / "m.safetensors"]
+    verify = ["verify", work / "new.nc", "-m", work / "m.safetensors", "-o", tmp_path / "s.json"]
+    refused(capsys, "--zr takes two positive numbers", *train, "--zr", "200")
+    refused(capsys, "--hidden takes numbers with commas", *train, "--hidden", "big")
+    refused(capsys, "--minutes must be above 0", *train, "--minutes", 0)
+    refused(capsys, "--step-minutes must be above 0", *train, "--step-minutes", -5)
+    refused(capsys, "--test-from 'June' is not a time", *train, "--test-from", "June")
+    refused(capsys, "--device warp is not to be had here", *train, "--device", "warp")
+    refused(capsys, "--thresholds takes numbers", *verify, "--thresholds", "heavy")
+    refused(capsys, "--scales takes whole numbers", *verify, "--scales", "2.5")
+    refused(capsys, "--against knows persistence, optical-flow", *verify, "--against", "climatology")
+    refused(capsys, "fewer than 3 windows of 4 past and 30 future", *train, "--future", 30)
+    assert not list(tmp_path.iterdir())
+
+
+def test_outputs_that_cannot_be_written(work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    model, data = work / "m.safetensors", work / "new.nc"
+    refused(capsys, "does not exist", "train", work / "train.nc", "-o", tmp_path / "no" / "m.safetensors")
+    refused(capsys, "a model file ends in .safetensors", "train", work / "train.nc", "-o", tmp_path / "m.pt")
+    refused(capsys, "is a folder", "forecast", data, "-m", model, "-o", tmp_path / "now.nc", "-o", directory(tmp_path))
+    refused(capsys, "expected a file that ends in .nc", "forecast", data, "-m", model, "-o", tmp_path / "now.tiff")
+    refused(capsys, "expected a file that ends in .json", "verify", data, "-m", model, "-o", tmp_path / "s.csv")
+    refused(
+        capsys, "expected a file that ends in .html", "verify", data, "-m", model, "-o", "s.json", "--report", "r.pdf"
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["folder.nc"]
+
+
+def directory(folder: Path) -> Path:
+    path = folder / "folder.nc"
+    path.mkdir(exist_ok=True)
+    return path
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_one_sentence(work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A file system of 256 KiB, where this machine lets us mount one; otherwise a limit on file size does the same."""
+    import resource
+    import signal
+
+    save_frames(make_frames(np.random.default_rng(0).random((3, 400, 400))), tmp_path / "big.nc")
+    (tmp_path / "out").mkdir()
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        for name in ("now.nc", "now.png", "now.gif"):
+            refused(
+                capsys, "cannot be written", "forecast", tmp_path / "big.nc", "-m", work / "m.safetensors",
+                "--steps", 8, "-o", tmp_path / "out" / name,
+            )  # fmt: skip
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, old)
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root and Windows write where others may not")
+def test_a_folder_without_permission(work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    refused(
+        capsys, "cannot be written", "forecast", work / "new.nc", "-m", work / "m.safetensors", "-o", tmp_path / "a.nc"
+    )
+
+
+def test_data_that_does_not_fit_the_model(work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def forecast(frames: xr.DataArray, message: str, *more: str) -> None:
+        save_frames(frames, tmp_path / "frames.nc")
+        refused(
+            capsys,
+            message,
+            "forecast",
+            tmp_path / "frames.nc",
+            "-m",
+            work / "m.safetensors",
+            "-o",
+            tmp_path / "o.nc",
+            *more,
+        )
+        assert not (tmp_path / "o.nc").exists()
+
+    zeros = np.zeros((6, 32, 32))
+    forecast(make_frames(zeros, units="K"), "frames.nc is in K, which does not convert")
+    forecast(make_frames(zeros, step_minutes=10), "a frame every 10 min, the model one every 5 min")
+    forecast(make_frames(zeros, spacing=500), "give --coarsen 2")
+    forecast(make_frames(zeros[:2]), "the model needs 3")
+    forecast(make_frames(zeros), "cannot be coarsened by 40", "--coarsen", "40")
+    shutil.copy(work / "new.nc", tmp_path / "whole.nc")
+    content = (work / "new.nc").read_bytes()
+    (tmp_path / "half.nc").write_bytes(content[: len(content) // 2])
+    for verb, output in (("forecast", "o.nc"), ("verify", "s.json")):
+        refused(capsys, "half.nc", verb, tmp_path / "half.nc", "-m", work / "m.safetensors", "-o", tmp_path / output)
+        assert not (tmp_path / output).exists()
+    refused(capsys, "is not a model file", "forecast", work / "new.nc", "-m", work / "new.nc", "-o", tmp_path / "o.nc")
+    refused(
+        capsys, "all 200 cases have frames that this model was trained or chosen on",
+        "verify", work / "train.nc", "-m", work / "m.safetensors", "-o", tmp_path / "s.json", "--against", "persistence",
+    )  # fmt: skip

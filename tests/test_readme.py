@@ -1,0 +1,73 @@
+"""The README cannot lie: its Python runs, its commands run, and its two make targets exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stormcell.cli import main
+from stormcell.data.synthetic import advected_rain
+from stormcell.data.units import rain_rate_to_dbz
+from stormcell.forecasting.forecast import save_frames
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line[2:].split("  #")[0].strip() for block in blocks("console") for line in block.splitlines()]
+    assert all(line.startswith(("make ", "stormcell ")) for line in lines)
+    return lines
+
+
+def test_the_ten_lines_of_layer_code() -> None:
+    code = blocks("python")[0]
+    lines = [line for line in code.splitlines() if line.strip() and not line.startswith(("import", "from"))]
+    assert len(lines) <= 10
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert names["y"].shape == (2, 10, 16, 64, 64)  # type: ignore[attr-defined]
+    assert names["future"].shape == (2, 20, 1, 64, 64)  # type: ignore[attr-defined]
+    assert sum(p.numel() for p in names["published"].parameters()) == 7_585_296  # type: ignore[attr-defined]
+
+
+def test_the_commands_in_their_order_and_then_the_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they stand, but for the minutes of training, which would be too long for a test."""
+    monkeypatch.chdir(tmp_path)
+    rain = advected_rain(30, 12, size=32)
+    (tmp_path / "radar").mkdir()
+    save_frames(rain, tmp_path / "radar" / "rain.nc")
+    (tmp_path / "pictures").mkdir()
+    for frame in rain.isel(time=slice(0, 5 * 12)):
+        pixels = np.round((rain_rate_to_dbz(frame.values) + 32) / 0.5).astype(np.uint8)
+        name = re.sub(r"\D", "", str(frame.time.values.astype("M8[m]")))
+        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{name}.png")
+    seen = []
+    for command in commands():
+        if command.startswith("make "):
+            target = command.split()[1]
+            assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+            continue
+        arguments = shlex.split(command.replace("--minutes 15", "--minutes 0.15"))[1:]
+        assert main(arguments) == 0, command
+        seen.append(arguments[0])
+    assert {"train", "forecast", "verify"} <= set(seen)
+    for name in ("scores.json", "report.html", "now.nc", "now.gif", "now.png"):
+        assert (tmp_path / name).stat().st_size > 1000
+    exec(blocks("python")[1], {})
+
+
+@pytest.mark.slow
+def test_the_demo_beats_persistence(tmp_path: Path) -> None:
+    assert main(["demo", "-o", str(tmp_path / "demo")]) == 0
+    for name in ("report.html", "forecast.gif", "scores.json", "model.safetensors", "rain.nc", "unseen.nc"):
+        assert (tmp_path / "demo" / name).exists()
