@@ -208,7 +208,8 @@ def save_frames(frames: xr.DataArray, path: str | Path) -> None:
             dataset.to_zarr(temporary, zarr_format=2, consolidated=True)
         elif path.suffix.lower() in (".nc", ".nc4"):
             encoding = {str(frames.name or "frames"): {"zlib": True, "complevel": 4}}
-            dataset.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
+            # In memory first: where the disk is full, HDF5 takes the whole process down.
+            temporary.write_bytes(dataset.to_netcdf(engine="h5netcdf", encoding=encoding))
         else:
             raise InputError(f"{path}: expected a file that ends in .nc, .zarr, .png, .gif or .mp4")
 
