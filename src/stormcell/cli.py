@@ -111,6 +111,13 @@ def _numbers(text: str, option: str) -> list[float]:
         raise InputError(f"{option} takes numbers with commas between, such as 0.5,2,5, not {text!r}") from None
 
 
+def _whole_numbers(text: str, option: str) -> list[int]:
+    numbers = _numbers(text, option)
+    if any(n < 1 or n != int(n) for n in numbers):
+        raise InputError(f"{option} takes whole numbers from 1 on, such as 5,11, not {text!r}")
+    return [int(n) for n in numbers]
+
+
 def _runs(data: Sequence[str], reading: Reading, coarsen: int) -> list[xr.DataArray]:
     from .data.frames import coarsen as coarsened
     from .data.frames import open_runs
@@ -222,7 +229,7 @@ def train(
         epochs=epochs,
         crop=crop,
         batch=batch,
-        hidden_channels=tuple(int(n) for n in _numbers(hidden, "--hidden")),
+        hidden_channels=tuple(_whole_numbers(hidden, "--hidden")),
         kernel_size=kernel_size,
         patch=patch,
         learning_rate=learning_rate,
@@ -244,10 +251,11 @@ def train(
         for key, value in measure(prepared).items():
             typer.echo(f"{key}: {value}")
         return
+    before = output.stat().st_mtime if output.exists() else None
     try:
         forecaster = fit(prepared, output, resume=resume)
     except KeyboardInterrupt:
-        have = f"{output} has the best weights so far; " if output.exists() else ""
+        have = f"{output} has the best weights so far; " if output.exists() and before != output.stat().st_mtime else ""
         _note(f"stopped. {have}add --resume to the same command to go on")
         raise
     validation = forecaster.card["validation"]
@@ -333,7 +341,8 @@ def verify(
     """
     from .forecasting.baselines import has_pysteps
     from .forecasting.forecast import load
-    from .forecasting.verify import hindcast, scores_to_json
+    from .forecasting.tally import scores_to_json
+    from .forecasting.verify import hindcast
     from .report import print_scores, report_verification
     from .writing import check_writable, whole_file
 
@@ -342,9 +351,7 @@ def verify(
             if path.suffix.lower() != suffix:
                 raise InputError(f"{path}: expected a file that ends in {suffix}")
             check_writable(path)
-    widths = _numbers(scales, "--scales")
-    if any(w < 1 or w != int(w) for w in widths):
-        raise InputError(f"--scales takes whole numbers of pixels, not {scales!r}")
+    widths = _whole_numbers(scales, "--scales")
     forecaster = load(model, device=_device(device))
     if against is None:
         names = ["persistence"] + (["optical-flow"] if forecaster.transform.rain and has_pysteps() else [])
@@ -358,7 +365,7 @@ def verify(
         against=names,
         steps=steps,
         thresholds=None if thresholds is None else _numbers(thresholds, "--thresholds"),
-        scales=[int(w) for w in widths],
+        scales=widths,
         any_grid=any_grid,
         progress=lambda cases: track(cases, "verifying"),
     )

@@ -13,8 +13,9 @@ from .data.synthetic import advected_rain
 from .data.windows import split_at_gaps
 from .errors import InputError
 from .forecasting.forecast import load, save_frames
+from .forecasting.tally import scores_to_json
 from .forecasting.train import Recipe, plan, train
-from .forecasting.verify import hindcast, scores_to_json
+from .forecasting.verify import hindcast
 from .report import animate, print_scores, report_verification
 from .writing import check_writable, whole_file
 

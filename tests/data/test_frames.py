@@ -11,18 +11,8 @@ import xarray as xr
 from PIL import Image
 
 from stormcell import InputError, coarsen, open_frames
-from stormcell.data.frames import (
-    MONTH,
-    advance,
-    area,
-    check_frames,
-    follows,
-    grid_spacing,
-    open_runs,
-    time_step,
-    values,
-    zr_pair,
-)
+from stormcell.data.axes import MONTH, area, grid_spacing, time_step
+from stormcell.data.frames import check_frames, open_runs, values, zr_pair
 from stormcell.data.reading import Reading
 from stormcell.data.units import NO_ECHO_DBZ
 from stormcell.forecasting.forecast import save_frames
@@ -160,19 +150,6 @@ def test_rain_below_zero_is_a_missing_code(tmp_path: Path, data: np.ndarray) -> 
 # --- time ---
 
 
-def test_steps() -> None:
-    assert time_step(times(3)) == 5
-    assert time_step(times(1)) is None
-    gaps = np.concatenate([times(4), times(3) + np.timedelta64(7, "D")])
-    assert time_step(gaps) == 5
-    months = np.array([f"2024-{m:02d}-16T{12 * (m % 2):02d}:00" for m in range(1, 13)], dtype="datetime64[ns]")
-    assert time_step(months) == MONTH
-    assert all(follows(a, b, MONTH) for a, b in zip(months, months[1:]))
-    assert not follows(months[0], months[2], MONTH)
-    assert advance(np.datetime64("2024-01-31T00:00", "ns"), MONTH, 1) == np.datetime64("2024-02-29")
-    assert advance(np.datetime64("2024-01-31T23:50", "ns"), 5.0, 3) == np.datetime64("2024-02-01T00:05")
-
-
 def test_thinning_counts_back_from_the_newest_frame_and_starts_anew_at_gaps(tmp_path: Path) -> None:
     stamps = np.concatenate([times(5), times(8) + np.timedelta64(2, "h")])
     frames = make_frames(np.arange(13.0)[:, None, None] * np.ones((1, 4, 4)))
@@ -186,17 +163,6 @@ def test_thinning_counts_back_from_the_newest_frame_and_starts_anew_at_gaps(tmp_
 
 
 # --- space ---
-
-
-def test_area_and_spacing() -> None:
-    frames = make_frames(np.zeros((1, 10, 10)))
-    assert area(frames) is None
-    degrees = frames.assign_coords(
-        y=("y", 60 - 0.01 * np.arange(10), {"units": "degrees"}),
-        x=("x", 5 + 0.02 * np.arange(10), {"units": "degrees"}),
-    )
-    assert area(degrees) == pytest.approx([4.99, 59.905, 5.19, 60.005])
-    assert grid_spacing(degrees) == pytest.approx(1112, rel=0.01)  # 0.01° of latitude; 0.02° at 60 °N is as long
 
 
 def test_coarsening_is_done_in_mm_h_over_valid_pixels() -> None:

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import InputError
-from .frames import Step, advance, follows, step_text, time_step, values, zr_pair
+from .axes import Step, advance, follows, step_text, time_step
+from .frames import values, zr_pair
 from .units import Transform
 
 MEMORY_LIMIT = 4 * 2**30  # bytes of float32 frames that are kept in memory; above it windows are read from disk
@@ -228,7 +229,7 @@ class Windows(Dataset[Sample]):
 
     Of each window a crop is drawn, from a few tries the first with enough valid and wet pixels, and for rain it is turned
     and mirrored at random: weather comes from everywhere. Every draw follows from (seed, epoch, index) alone. With
-    `fixed=N` there are N samples, spread evenly over the windows, the same in each epoch and unturned.
+    `fixed=N` there are at most N samples, spread evenly over the windows, the same in each epoch and unturned.
 
     Values stay in memory up to MEMORY_LIMIT; beyond, each window is read from disk.
     """
@@ -246,12 +247,13 @@ class Windows(Dataset[Sample]):
     ) -> None:
         self.runs = [run for run in runs if run.sizes["time"] >= past + future]
         self.transform, self.past, self.future = transform, past, future
-        self.seed, self.epoch, self.fixed = seed, 0, fixed
+        self.seed, self.epoch = seed, 0
         smallest = min(min(run.sizes["y"], run.sizes["x"]) for run in self.runs)
         self.crop = min(crop, smallest)
         self.windows = [(r, t) for r, run in enumerate(self.runs) for t in range(run.sizes["time"] - past - future + 1)]
         pixels = sum(run.sizes["y"] * run.sizes["x"] * (run.sizes["time"] - past - future + 1) for run in self.runs)
         self.crops_a_window = max(1, round(pixels / len(self.windows) / self.crop**2))
+        self.fixed = None if fixed is None else min(fixed, len(self.windows) * self.crops_a_window)
         self.in_memory = fits_memory(self.runs)
         self._encoded = [self._encode(run) for run in self.runs] if self.in_memory else []
 

@@ -18,7 +18,8 @@ import xarray as xr
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..data.frames import Step, advance, check_frames, grid_spacing, step_text, time_step, values, zr_pair
+from ..data.axes import Step, advance, grid_spacing, step_text, time_step
+from ..data.frames import check_frames, values, zr_pair
 from ..data.units import Transform, is_rain
 from ..data.windows import network_input, split_at_gaps
 from ..errors import InputError

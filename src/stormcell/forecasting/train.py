@@ -14,6 +14,7 @@ import shlex
 import shutil
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -27,13 +28,16 @@ import lightning.pytorch as lightning
 import numpy as np
 import torch
 import xarray as xr
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar, Timer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
 from lightning.pytorch.loggers import CSVLogger
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from .. import __version__
-from ..data.frames import area, common_grid_spacing, values, zr_pair
+from ..data.axes import area, common_grid_spacing
+from ..data.frames import values, zr_pair
 from ..data.units import Transform
 from ..data.windows import Sample, Split, Windows, common_step, count_windows, split_or_advise
 from ..errors import InputError
@@ -92,7 +96,7 @@ class _Training(lightning.LightningModule):
         loss = self.loss(self.network(batch["x"], self.recipe.future), batch)
         if not torch.isfinite(loss):
             raise InputError(f"the loss is no longer finite at update {self.global_step}: try a lower --learning-rate")
-        self.log("train_loss", loss, on_step=True, prog_bar=True)
+        self.log("train_loss", loss, on_step=True)
         return loss
 
     def validation_step(self, batch: Sample, _: int) -> None:
@@ -126,21 +130,39 @@ class _Training(lightning.LightningModule):
 
 
 class _Reporter(Callback):
-    """One line a validation: where training stands, and what simply keeping the last frame would score."""
+    """A bar over the whole training on a terminal; everywhere a line a validation, beside what keeping the last frame
+    would score.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, *, bar: bool) -> None:
         self.best, self.persistence = math.inf, math.nan
+        console = Console(stderr=True)
+        columns = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+        self.bar = Progress(*columns, console=console, transient=True, disable=not (bar and console.is_terminal))
+        self.task = self.bar.add_task("", total=1)
 
-    def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        if trainer.sanity_checking:
-            return
+    def on_train_start(self, *_: Any) -> None:
+        self.bar.start()
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, *_: Any) -> None:
+        self.bar.update(self.task, completed=module.progress(), description=f"update {trainer.global_step}")
+
+    def on_validation_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         scores = {k: float(v) for k, v in trainer.callback_metrics.items()}
         star = " *" if scores["val_loss"] < self.best else ""
         self.best, self.persistence = min(self.best, scores["val_loss"]), scores["val_persistence"]
-        _say(
+        self.bar.console.print(
             f"update {trainer.global_step}: training loss {scores.get('train_loss', math.nan):.4f}, "
-            f"validation {scores['val_loss']:.4f} (persistence {scores['val_persistence']:.4f}){star}"
+            f"validation {scores['val_loss']:.4f} (persistence {scores['val_persistence']:.4f}){star}",
+            soft_wrap=True,
+            highlight=False,
         )
+
+    def on_train_end(self, *_: Any) -> None:
+        self.bar.stop()
+
+    def on_exception(self, *_: Any) -> None:
+        self.bar.stop()
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "persistence": self.persistence}
@@ -164,8 +186,7 @@ class _Last(Callback):
             self._save(trainer)
 
     def on_validation_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        if not trainer.sanity_checking:
-            self._save(trainer)
+        self._save(trainer)
 
     def on_exception(self, trainer: lightning.Trainer, module: Any, exception: BaseException) -> None:
         if trainer.global_step and isinstance(exception, KeyboardInterrupt):
@@ -219,20 +240,14 @@ def plan(
         )
     lengths = {"past": recipe.past, "future": recipe.future, "crop": recipe.crop}
     training = Windows(split.train, transform, **lengths, seed=recipe.seed)
-    chosen = Windows(split.validation, transform, **lengths, seed=recipe.seed)
-    chosen.fixed = min(_VALIDATION_SAMPLES, len(chosen))
-    torch.manual_seed(recipe.seed)
-    network = EncoderForecaster(
-        2,
-        recipe.hidden_channels,
-        recipe.kernel_size,
-        patch=recipe.patch,
-        peephole="channel",
-        out_channels=1,
-    )
-    frames = [_described(run, "training") for run in split.train] + [
-        _described(run, "validation") for run in split.validation
-    ]
+    chosen = Windows(split.validation, transform, **lengths, seed=recipe.seed, fixed=_VALIDATION_SAMPLES)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        network = EncoderForecaster(
+            2, recipe.hidden_channels, recipe.kernel_size, patch=recipe.patch, peephole="channel", out_channels=1
+        )
+    frames = [_described(run, "training") for run in training.runs]
+    frames += [_described(run, "validation") for run in chosen.runs]
     card = {"version": __version__, "frames": frames, "recipe": asdict(recipe)}
     fixed = replace(recipe, minutes=None, epochs=None, device="auto")
     identity = json.dumps({"recipe": asdict(fixed), "frames": [f["digest"] for f in frames]}, sort_keys=True)
@@ -301,7 +316,7 @@ def train(
 
     Raises InputError if `output` cannot be written, or `resume` finds nothing that fits.
     """
-    output, recipe = Path(output), plan.recipe
+    output = Path(output)
     if output.suffix != ".safetensors":
         raise InputError(f"{output}: a model file ends in .safetensors")
     check_writable(output)
@@ -317,38 +332,47 @@ def train(
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror})") from error
+    reporter = _Reporter(bar=progress)
+    updates, interrupted = _fit(plan, folder, reporter, resume=resume)
+    if not (folder / "best.ckpt").exists():
+        if interrupted:
+            raise KeyboardInterrupt
+        raise InputError("training stopped before its first validation: give it more --minutes")
+    forecaster = _best(plan, folder, reporter, updates=updates, command=command)
+    forecaster.save(output)
+    if interrupted:
+        raise KeyboardInterrupt
+    return forecaster
+
+
+def _fit(plan: Plan, folder: Path, reporter: _Reporter, *, resume: bool) -> tuple[int, bool]:
+    """Run Lightning's loop; returns the number of updates, and whether Ctrl-C ended it."""
+    recipe, last = plan.recipe, folder / "last.ckpt"
     module = _Training(plan)
     best = ModelCheckpoint(
         folder, "best", monitor="val_loss", save_top_k=1, enable_version_counter=False, save_weights_only=True
     )
-    reporter = _Reporter()
     callbacks: list[Callback] = [reporter, best, _Last(last)]
     timing: dict[str, Any] = {"max_epochs": recipe.epochs or (-1 if recipe.minutes else 50)}
     if recipe.minutes:
         module.timer = Timer(timedelta(minutes=recipe.minutes), interval="step", verbose=False)
         callbacks.insert(0, module.timer)
         # By the clock, so that a large archive is validated long before its first epoch is through.
-        timing |= {
-            "val_check_interval": timedelta(minutes=recipe.minutes / _VALIDATIONS),
-            "check_val_every_n_epoch": None,
-        }
-    if progress and sys.stderr.isatty():
-        callbacks.append(RichProgressBar(leave=True))
-    interrupted = False
-    with _quiet():
+        timing["val_check_interval"] = timedelta(minutes=recipe.minutes / _VALIDATIONS)
+        timing["check_val_every_n_epoch"] = None
+    with _quiet(), _own_ctrl_c():
         trainer = lightning.Trainer(
             accelerator="gpu" if recipe.device.startswith("cuda") else recipe.device,
             devices=1,
             callbacks=callbacks,
             logger=CSVLogger(folder, name="log"),
-            enable_progress_bar=progress and sys.stderr.isatty(),
+            enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
             log_every_n_steps=10,
             gradient_clip_val=1.0,
             **timing,
         )
-        handler = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(
                 module,
@@ -358,18 +382,23 @@ def train(
                 weights_only=True,
             )
         except SystemExit:  # Lightning's answer to Ctrl-C
-            interrupted = True
-        finally:
-            signal.signal(signal.SIGINT, handler)
-    if not (folder / "best.ckpt").exists():
-        if interrupted:
-            raise KeyboardInterrupt
-        raise InputError("training stopped before its first validation: give it more --minutes")
-    forecaster = _best(plan, folder, reporter, updates=trainer.global_step, command=command)
-    forecaster.save(output)
-    if interrupted:
-        raise KeyboardInterrupt
-    return forecaster
+            return trainer.global_step, True
+        except OSError as error:  # reading has errors of its own, so this was a checkpoint
+            raise InputError(f"{folder} cannot be written ({error.strerror or error})") from error
+    return trainer.global_step, False
+
+
+@contextmanager
+def _own_ctrl_c() -> Iterator[None]:
+    """Lightning turns Ctrl-C off when it has met one; the caller's handler comes back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _best(plan: Plan, folder: Path, reporter: _Reporter, *, updates: int, command: str | None) -> Forecaster:
@@ -422,7 +451,3 @@ def _quiet() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels):
                 logger.setLevel(level)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

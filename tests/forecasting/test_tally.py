@@ -1,0 +1,193 @@
+"""Scores against pysteps and `scores` on complete fields, against numbers worked by hand; masks, blocks and intervals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from stormcell.forecasting.tally import Tally, assign_blocks, fss_parts, scores_to_json
+
+LEADS = np.array([5, 10], dtype="timedelta64[m]").astype("timedelta64[ns]")
+
+
+def fields(seed: int, shape: tuple[int, ...] = (2, 40, 50)) -> np.ndarray:
+    return np.random.default_rng(seed).gamma(0.4, 4, size=shape).astype(np.float32)
+
+
+def tally_of(cases: Sequence[tuple[np.ndarray, dict[str, np.ndarray]]], **how: object) -> xr.Dataset:
+    names = list(cases[0][1])
+    tally = Tally(names, (0.5, 5.0), (5, 11), 0.1)
+    for k, (truth, fcsts) in enumerate(cases):
+        tally.add(np.datetime64("2024-01-01T00:00", "ns") + k * np.timedelta64(20, "m"), truth, fcsts)
+    return tally.scores(LEADS, units="mm/h")
+
+
+# --- formulas ---
+
+
+def test_a_contingency_table_worked_by_hand() -> None:
+    truth = np.array([[[1, 1, 1, 0, 0, 0, 0, 0, 0, 0]]], dtype=np.float32)
+    fcst = np.array([[[1, 1, 0, 1, 0, 0, 0, 0, 0, 0]]], dtype=np.float32)
+    tally = Tally(["model"], (0.5,), (1,), 0.5)
+    tally.add(np.datetime64("2024-01-01", "ns"), truth, {"model": fcst})
+    scores = tally.scores(LEADS[:1], units="mm/h").squeeze()
+    counts = [int(scores[k]) for k in ("hits", "misses", "false_alarms", "correct_negatives")]
+    assert counts == [2, 1, 1, 6]
+    assert float(scores.csi) == pytest.approx(2 / 4)
+    assert float(scores.pod) == pytest.approx(2 / 3)
+    assert float(scores.far) == pytest.approx(1 / 3)
+    assert float(scores.frequency_bias) == pytest.approx(1)
+    assert float(scores.mse) == pytest.approx(0.2)
+    assert float(scores.mae) == pytest.approx(0.2)
+    assert float(scores.wet_area) == float(scores.observed_wet_area) == pytest.approx(0.3)
+    assert float(scores.mean_value) == pytest.approx(0.3)
+    assert float(scores.valid_share) == 1
+
+
+def test_categorical_and_continuous_scores_agree_with_pysteps() -> None:
+    pytest.importorskip("pysteps", reason="the cross-check needs pysteps")
+    from pysteps.verification.detcatscores import det_cat_fct
+    from pysteps.verification.detcontscores import det_cont_fct
+
+    truth, fcst = fields(0), fields(1) * 0.5 + fields(0) * 0.5
+    scores = tally_of([(truth, {"model": fcst})]).sel(forecaster="model")
+    for lead in range(2):
+        at = scores.isel(lead_time=lead)
+        for threshold in (0.5, 5.0):
+            # pysteps counts values above a threshold, we those at or above it: no value lies on it here
+            theirs = det_cat_fct(fcst[lead], truth[lead], threshold, ["CSI", "POD", "FAR", "BIAS"])
+            for ours, name in (("csi", "CSI"), ("pod", "POD"), ("far", "FAR"), ("frequency_bias", "BIAS")):
+                assert float(at[ours].sel(threshold=threshold)) == pytest.approx(float(theirs[name]), rel=1e-9)
+        theirs = det_cont_fct(fcst[lead].astype(float), truth[lead].astype(float), ["MSE", "MAE", "corr_p"])
+        for ours, name in (("mse", "MSE"), ("mae", "MAE"), ("correlation", "corr_p")):
+            assert float(at[ours]) == pytest.approx(float(theirs[name]), rel=1e-6)
+
+
+def test_pooled_scores_agree_with_the_scores_library() -> None:
+    """Pooled over cases means: as if all pixels of all cases were one field."""
+    from scores.categorical import ThresholdEventOperator
+    from scores.continuous import mae, mse
+    from scores.continuous.correlation import pearsonr
+
+    cases = [(fields(k), {"model": fields(k + 50) + fields(k)}) for k in range(3)]
+    ours = tally_of(cases).sel(forecaster="model").isel(lead_time=1)
+    truth = xr.DataArray(np.stack([t[1] for t, _ in cases]).astype(float), dims=("case", "y", "x"))
+    fcst = xr.DataArray(np.stack([f["model"][1] for _, f in cases]).astype(float), dims=("case", "y", "x"))
+    assert float(ours.mse) == pytest.approx(float(mse(fcst, truth)), rel=1e-9)
+    assert float(ours.mae) == pytest.approx(float(mae(fcst, truth)), rel=1e-9)
+    assert float(ours.correlation) == pytest.approx(float(pearsonr(fcst, truth)), rel=1e-9)
+    manager = ThresholdEventOperator().make_contingency_manager(fcst, truth, event_threshold=5.0).transform()
+    assert float(ours.csi.sel(threshold=5)) == pytest.approx(float(manager.critical_success_index()), rel=1e-9)
+
+
+@pytest.mark.parametrize("scale", [5, 11])
+def test_fss_agrees_with_pysteps_and_scores_away_from_the_edges(scale: int) -> None:
+    """With a dry margin as wide as the window, edges do not matter, and all three definitions are one."""
+    pytest.importorskip("pysteps", reason="the cross-check needs pysteps")
+    from pysteps.verification.spatialscores import fss
+    from scores.spatial import fss_2d_single_field
+
+    truth, fcst = (np.pad(fields(seed, (40, 50)), scale) for seed in (0, 1))
+    numerator, denominator = fss_parts(fcst, truth, np.ones(truth.shape, dtype=bool), threshold=2.0, scale=scale)
+    ours = 1 - numerator / denominator
+    assert ours == pytest.approx(fss(fcst, truth, 2.0, scale), rel=1e-4)
+    theirs = fss_2d_single_field(fcst, truth, event_threshold=2.0, window_size=(scale, scale), zero_padding=False)
+    assert ours == pytest.approx(float(theirs), rel=1e-4)
+
+
+def test_fss_worked_by_hand() -> None:
+    """One pixel one column off: at scale 1 nothing agrees, at scale 3 the fractions do in part."""
+    truth, fcst = np.zeros((2, 9, 9), dtype=np.float32)
+    truth[4, 4] = fcst[4, 5] = 1
+    everywhere = np.ones((9, 9), dtype=bool)
+    assert fss_parts(fcst, truth, everywhere, threshold=0.5, scale=1) == pytest.approx((2, 2))
+    # 9 windows see either pixel, 6 both: 6 of 12 windows differ, by 1/9
+    assert fss_parts(fcst, truth, everywhere, threshold=0.5, scale=3) == pytest.approx((6 / 81, 18 / 81))
+
+
+def test_windows_with_under_half_of_their_pixels_valid_are_left_out() -> None:
+    truth, fcst = fields(0, (30, 30)), fields(1, (30, 30))
+    valid = np.ones((30, 30), dtype=bool)
+    valid[:, 15:] = False
+    inside = fss_parts(fcst, truth, valid, threshold=2.0, scale=5)
+    changed = fcst.copy()
+    changed[:, 15:] = 99  # what is not valid has no say
+    assert fss_parts(changed, truth, valid, threshold=2.0, scale=5) == inside
+    everything = fss_parts(fcst, truth, np.ones((30, 30), dtype=bool), threshold=2.0, scale=5)
+    assert inside[1] < 0.7 * everything[1]
+
+
+# --- masks, pooling, intervals ---
+
+
+def test_one_mask_for_all_forecasters() -> None:
+    """Where any compared forecast or the truth is missing, no forecaster is scored."""
+    truth, a, b = fields(0), fields(1), fields(2)
+    plain = tally_of([(truth, {"a": a, "b": b})])
+    assert (plain.valid_share == 1).all()
+    truth[:, :10], b[:, :, :10] = np.nan, np.nan
+    masked = tally_of([(truth, {"a": a, "b": b})])
+    np.testing.assert_allclose(masked.valid_share, 30 * 40 / (40 * 50))
+    a2 = a.copy()
+    a2[:, :10], a2[:, :, :10] = 77, 77
+    again = tally_of([(truth, {"a": a2, "b": b})])
+    for name in ("csi", "mse", "fss", "hits", "wet_area", "mean_value"):
+        np.testing.assert_array_equal(again[name], masked[name])
+    total = sum(masked[k] for k in ("hits", "misses", "false_alarms", "correct_negatives"))
+    assert (total == 30 * 40).all()
+
+
+def test_no_events_make_a_score_undefined_not_zero() -> None:
+    dry = np.zeros((2, 10, 10), dtype=np.float32)
+    scores = tally_of([(dry, {"a": dry})])
+    for name in ("csi", "pod", "far", "frequency_bias", "correlation", "fss"):
+        assert np.isnan(scores[name]).all()
+    assert (scores.mse == 0).all()
+    json.loads(scores_to_json(scores.assign_attrs(left_out_cases=0)))
+
+
+def test_blocks_hold_an_hour_or_more() -> None:
+    start = np.datetime64("2024-01-01T00:10", "ns")
+    every = [start + k * np.timedelta64(5, "m") for k in range(12 * 3 + 4)]
+    blocks = assign_blocks(every)
+    assert np.bincount(blocks).tolist() == [12, 12, 16]  # the last four are no hour of their own
+    far = [*every[:12], *(t + np.timedelta64(9, "h") for t in every[:3])]
+    assert np.bincount(assign_blocks(far)).tolist() == [12, 3]
+    assert assign_blocks([start] * 5).tolist() == [0] * 5  # many areas of one time are one block
+
+
+def test_intervals_need_five_blocks() -> None:
+    def cases(count: int) -> xr.Dataset:
+        return tally_of([(fields(k), {"a": fields(k) * 0.7 + fields(k + 99) * 0.3}) for k in range(count)])
+
+    few = cases(12)  # every 20 minutes: four hours
+    assert few.attrs["blocks"] == 4
+    assert np.isnan(few.csi_interval).all()
+    assert few.attrs["interval"] == "too few blocks for an interval (4; 5 are needed)"
+    enough = cases(24)
+    assert enough.attrs["blocks"] == 8
+    assert "bootstrap over 8 blocks of 60 minutes" in enough.attrs["interval"]
+    for name in ("csi", "mse", "fss", "correlation"):
+        low, high = enough[f"{name}_interval"].sel(bound="low"), enough[f"{name}_interval"].sel(bound="high")
+        assert ((low < enough[name]) & (enough[name] < high)).all()
+        assert (high - low < 0.2 * abs(enough[name])).all()
+    xr.testing.assert_identical(enough, cases(24))
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    """Cases drawn from one known law: the interval of the mean error must hold its expectation in most of 60 trials."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(60):
+        tally = Tally(["a"], (0.5,), (1,), 0.1)
+        for k in range(20):
+            error = np.full((1, 4, 4), rng.normal(1.0, 0.3), dtype=np.float32)
+            time = np.datetime64("2024-01-01", "ns") + k * np.timedelta64(1, "h")
+            tally.add(time, np.zeros((1, 4, 4), dtype=np.float32), {"a": error})
+        low, high = tally.scores(LEADS[:1], units="mm/h").mae_interval.squeeze().values
+        held += low <= 1.0 <= high
+    assert 48 <= held <= 60
