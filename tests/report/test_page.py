@@ -283,3 +283,9 @@ def test_scores_without_thresholds_are_summed_up_by_their_error(tmp_path: Path) 
 def test_scores_of_nothing_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"at least one lead_time\. Received: "):
         write(tmp_path, make_scores().isel(lead_time=[]))
+
+
+def test_the_summary_goes_on_to_heavier_rain(tmp_path: Path) -> None:
+    page, _ = write(tmp_path, make_scores(thresholds=(0.5, 2.0, 5.0, 10.0)))
+    said = [threshold for threshold in ("0.5", "2", "5", "10") if f"and {threshold} mm/h: CSI" in page.words]
+    assert said == ["0.5", "2", "5"]

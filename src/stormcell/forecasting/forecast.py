@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 import xarray as xr
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from ..data.axes import Step, advance, grid_spacing, step_text, time_step
 from ..data.frames import check_frames, values, zr_pair
@@ -130,10 +130,7 @@ class Forecaster:
         }
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}
         with whole_file(Path(path)) as temporary:
-            try:
-                save_file(weights, temporary, metadata={"stormcell": json.dumps(header)})
-            except SafetensorError as error:
-                raise OSError(str(error)) from error
+            temporary.write_bytes(save(weights, metadata={"stormcell": json.dumps(header)}))
 
 
 def as_forecast(decoded: npt.NDArray[np.float32], past: xr.DataArray, step: Step) -> xr.DataArray:

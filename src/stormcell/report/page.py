@@ -1,6 +1,6 @@
 """Scores and sample frames as one HTML file that needs nothing else: no script, no network, pictures inside.
 
-The page is for a forecaster who asks "is it any good?", so it opens with one sentence that says losses as plainly as
+The page is for a forecaster who asks "is it any good?", so it opens with sentences that say losses as plainly as
 wins, and ends with every number it drew. Its own content policy forbids the browser to load anything from elsewhere.
 """
 
@@ -28,6 +28,8 @@ from .pictures import comparison, lead_label, save
 __all__ = ["Sample", "write_report"]
 
 UNDEFINED = "–"
+SENTENCES = 3
+"""In the summary: the main threshold and the two above it."""
 MOST_THRESHOLDS = 6
 """Thresholds with charts of their own; the tables hold all of them."""
 PAGE_BYTES = 2_400_000
@@ -104,14 +106,22 @@ def write_report(
 # --- words ---
 
 
-def _summary(scores: xr.Dataset) -> str:
-    """One sentence: the main forecaster's score at the main lead time and threshold beside everyone else's."""
+def _summary(scores: xr.Dataset) -> list[str]:
+    """Sentences that say how the main forecaster stands at the main threshold and, where wins turn into losses, above."""
+    main = _main_threshold(scores)
+    if main is None:
+        return [_sentence(scores, None)]
+    heavier = sorted(threshold for threshold in _thresholds(scores) if threshold > main)
+    return [_sentence(scores, threshold) for threshold in (main, *heavier[: SENTENCES - 1])]
+
+
+def _sentence(scores: xr.Dataset, threshold: float | None) -> str:
+    """The main forecaster's score at the main lead time and `threshold` beside everyone else's."""
     names = [str(name) for name in scores["forecaster"].values]
     main = "stormcell" if "stormcell" in names else names[0]
     lead = _main_lead(scores)
     at: dict[str, Any] = {"lead_time": lead}
     where, name = lead_label(lead), "mae"
-    threshold = _main_threshold(scores)
     if threshold is not None:
         where, name = f"{where} and {_amount(threshold, scores)}", "csi"
         at["threshold"] = threshold

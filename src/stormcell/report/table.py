@@ -10,7 +10,7 @@ from rich.table import Table
 
 from .pictures import lead_label
 
-_WIDTH = 150
+_WIDTH = 120
 _MOST_LEADS = 6
 
 
@@ -41,19 +41,17 @@ def score_tables(scores: xr.Dataset) -> list[Table]:
     """Two tables: CSI at each threshold with its interval; then the other scores."""
     units = scores.attrs["units"]
     csi = Table(title=f"CSI (threshold in {units})", box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    rest = Table(title="Other scores", box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     low, scale = scores.threshold.values[0], scores.scale.values[scores.sizes["scale"] // 2]
+    title = f"Other scores (POD, FAR, bias and FSS at ≥ {low:g} {units}, FSS in windows of {scale} pixels)"
+    rest = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for table in (csi, rest):
         table.add_column("lead")
         table.add_column("forecaster")
     for level in scores.threshold.values:
         csi.add_column(f"≥ {level:g}", justify="right")
-    for name in ("MSE", "MAE", "corr.", *(f"{s} ≥{low:g}" for s in ("POD", "FAR", "bias")), f"FSS ≥{low:g}/{scale} px"):
+    names = ("MSE", "MAE", "corr.", "POD", "FAR", "bias", "FSS", "wet (obs.)", "mean (obs.)", "valid", "cases")
+    for name in names:
         rest.add_column(name, justify="right")
-    rest.add_column("wet area (obs.)", justify="right")
-    rest.add_column("mean (obs.)", justify="right")
-    rest.add_column("valid", justify="right")
-    rest.add_column("cases", justify="right")
     for k in lead_choice(scores):
         lead = scores.isel(lead_time=k)
         label = lead_label(lead.lead_time.values)
@@ -73,7 +71,7 @@ def score_tables(scores: xr.Dataset) -> list[Table]:
                 *(score_text(float(at[s])) for s in ("mse", "mae", "correlation")),
                 *(score_text(float(event[s])) for s in ("pod", "far", "frequency_bias")),
                 score_text(float(event.fss.sel(scale=scale))),
-                f"{float(at.wet_area):.3f} ({float(at.observed_wet_area):.3f})",
+                f"{score_text(float(at.wet_area))} ({score_text(float(at.observed_wet_area))})",
                 f"{score_text(float(at.mean_value))} ({score_text(float(at.observed_mean))})",
                 f"{100 * float(at.valid_share):.0f} %",
                 str(int(at.cases)),
