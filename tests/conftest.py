@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
-import xarray as xr
+from stormcell.cli import _share_cores
 
-from stormcell.data.synthetic import advected_rain
+_share_cores()  # before torch is imported: tests may run beside other work
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+import xarray as xr  # noqa: E402
+
+from stormcell.data.synthetic import advected_rain  # noqa: E402
 
 torch.set_num_threads(2)
 REAL_DATA = Path(os.environ.get("STORMCELL_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))

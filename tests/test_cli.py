@@ -280,3 +280,19 @@ def test_data_that_does_not_fit_the_model(work: Path, capsys: pytest.CaptureFixt
         capsys, "all 200 cases have frames that this model was trained or chosen on",
         "verify", work / "train.nc", "-m", work / "m.safetensors", "-o", tmp_path / "s.json", "--against", "persistence",
     )  # fmt: skip
+
+
+def test_threads_give_their_core_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    from stormcell.cli import _share_cores
+
+    for policy, expected in ((None, "2000"), ("ACTIVE", None)):
+        monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+        if policy:
+            monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+        _share_cores()
+        assert os.environ.get("GOMP_SPINCOUNT") == expected
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    _share_cores()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -442,8 +443,19 @@ def _main(
     pass
 
 
+def _share_cores() -> None:
+    """Let OpenMP's threads give their core away after a short wait, before torch loads OpenMP.
+
+    They spin by default, and a training beside any other busy program then takes up to seventy times longer
+    (docs/log.md). Whoever has set a policy keeps it; elsewhere than with GNU's OpenMP the variable has no effect.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+
+
 def main(arguments: Iterable[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
+    _share_cores()
     try:
         code = app(None if arguments is None else list(arguments), standalone_mode=False)
     except InputError as error:
