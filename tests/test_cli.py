@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -101,6 +103,8 @@ def test_options_from_a_file(work: Path, capsys: pytest.CaptureFixture[str], tmp
     )
     made = load(tmp_path / "m.safetensors")
     assert (made.past, made.future) == (3, 3)  # the command line outranks the file
+    config.write_text("hidden: [5, 5]\nval: nowhere.nc\n")
+    refused(capsys, "nowhere.nc does not exist", "train", work / "train.nc", "-o", "m.safetensors", "--config", config)
     config.write_text("pasta: 2\n")
     refused(capsys, "unknown option 'pasta'", "train", work / "train.nc", "-o", "m.safetensors", "--config", config)
 
@@ -185,13 +189,22 @@ def test_bad_options_are_one_sentence(work: Path, capsys: pytest.CaptureFixture[
     train = ["train", work / "train.nc", "-o", tmp_path / "m.safetensors"]
     verify = ["verify", work / "new.nc", "-m", work / "m.safetensors", "-o", tmp_path / "s.json"]
     refused(capsys, "--zr takes two positive numbers", *train, "--zr", "200")
-    refused(capsys, "--hidden takes numbers with commas", *train, "--hidden", "big")
-    refused(capsys, "--minutes must be above 0", *train, "--minutes", 0)
-    refused(capsys, "--step-minutes must be above 0", *train, "--step-minutes", -5)
+    refused(capsys, "--zr takes two positive numbers", *train, "--zr", "1,2,3")
+    refused(capsys, "--hidden takes numbers with commas between, such as 48,48, not 'big'", *train, "--hidden", "big")
+    refused(capsys, "--hidden takes whole numbers from 1 to 4096", *train, "--hidden", "1e9")
+    for nonsense in ("0", "nan", "inf", "1e15"):
+        refused(capsys, "--minutes must be above 0", *train, "--minutes", nonsense)
+        refused(capsys, "--step-minutes must be above 0", *train, "--step-minutes", nonsense)
+    refused(capsys, "--learning-rate must be above 0", *train, "--learning-rate", "nan")
+    refused(capsys, "--gain must be a number", *train, "--gain", "nan")
+    refused(capsys, "--test-from '' is not a time", *train, "--test-from", "")
+    refused(capsys, "sets nothing aside", *train, "--test-from", "2030")
+    refused(capsys, "--device knows auto, cpu, cuda and mps, not 'meta'", *train, "--device", "meta")
     refused(capsys, "--test-from 'June' is not a time", *train, "--test-from", "June")
-    refused(capsys, "--device warp is not to be had here", *train, "--device", "warp")
+    refused(capsys, "--device cuda:77 is not to be had here", *train, "--device", "cuda:77")
     refused(capsys, "--thresholds takes numbers", *verify, "--thresholds", "heavy")
     refused(capsys, "--scales takes whole numbers", *verify, "--scales", "2.5")
+    refused(capsys, "--scales takes numbers", *verify, "--scales", "inf")
     refused(capsys, "--against knows persistence, optical-flow", *verify, "--against", "climatology")
     refused(capsys, "fewer than 3 windows of 4 past and 30 future", *train, "--future", 30)
     assert not list(tmp_path.iterdir())
@@ -208,6 +221,33 @@ def test_outputs_that_cannot_be_written(work: Path, capsys: pytest.CaptureFixtur
         capsys, "expected a file that ends in .html", "verify", data, "-m", model, "-o", "s.json", "--report", "r.pdf"
     )
     assert [p.name for p in tmp_path.iterdir()] == ["folder.nc"]
+
+
+def test_nothing_is_overwritten_that_is_read_or_is_no_store(
+    work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    model, data = work / "m.safetensors", tmp_path / "new.nc"
+    shutil.copy(work / "new.nc", data)
+    before = data.read_bytes()
+    refused(capsys, "is read for this forecast", "forecast", data, "-m", model, "-o", data)
+    (tmp_path / "mine.zarr").mkdir()
+    (tmp_path / "mine.zarr" / "precious.txt").write_text("mine")
+    refused(capsys, "mine.zarr is a folder", "forecast", data, "-m", model, "-o", tmp_path / "mine.zarr")
+    assert (tmp_path / "mine.zarr" / "precious.txt").read_text() == "mine"
+    assert data.read_bytes() == before
+    for _ in range(2):  # a store of our own may be replaced
+        run(capsys, "forecast", data, "-m", model, "-o", tmp_path / "now.zarr")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a shell's pipe")
+def test_a_reader_that_goes_away_or_knows_no_unicode_loses_nothing(work: Path, tmp_path: Path) -> None:
+    command = f"{sys.executable} -m stormcell verify {work}/new.nc -m {work}/m.safetensors --against persistence"
+    subprocess.run(f"{command} -o {tmp_path}/a.json | head -1", shell=True, check=True, stdout=subprocess.DEVNULL)
+    json.loads((tmp_path / "a.json").read_text())
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(f"{command} -o {tmp_path}/b.json", shell=True, check=True, env=plain, capture_output=True)
+    assert b"40 cases in 5 blocks" in done.stdout
+    json.loads((tmp_path / "b.json").read_text())
 
 
 def directory(folder: Path) -> Path:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import io
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from .data.reading import Reading
-from .errors import InputError
+from .errors import InputError, reason
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -33,6 +35,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_YEAR_MINUTES = 366 * 24 * 60
+_LARGEST_SEED = 2**32 - 1
 _ABOUT_DATA = "What the files do not say"
 Data = Annotated[
     list[str],
@@ -41,7 +45,9 @@ Data = Annotated[
 Model = Annotated[Path, typer.Option("-m", "--model", help="Model file, as `train` writes it.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 AnyGrid = Annotated[bool, typer.Option("--any-grid", help="Go on though the grid spacing is not the model's.")]
-Steps = Annotated[int | None, typer.Option(help="Frames to forecast; as many as in training if left out.")]
+Steps = Annotated[
+    int | None, typer.Option(help="Frames to forecast; as many as in training if left out.", min=1, max=1000)
+]
 
 
 # --- options that every verb with DATA has ---
@@ -75,12 +81,14 @@ def _about_data(
 ) -> tuple[Reading, int]:
     pair = None
     if zr is not None:
-        a, b = [*_numbers(zr, "--zr"), 0.0, 0.0][:2]
-        if a <= 0 or b <= 0:
+        numbers = _numbers(zr, "--zr", "223,1.53")
+        if len(numbers) != 2 or min(numbers) <= 0:
             raise InputError(f"--zr takes two positive numbers, such as 223,1.53, not {zr!r}")
-        pair = (a, b)
-    if step_minutes is not None and step_minutes <= 0:
-        raise InputError(f"--step-minutes must be above 0, not {step_minutes:g}")
+        pair = (numbers[0], numbers[1])
+    _check_range("--step-minutes", step_minutes, most=_YEAR_MINUTES)
+    for option, number in (("--gain", gain), ("--offset", offset)):
+        if number is not None and not math.isfinite(number):
+            raise InputError(f"{option} must be a number, not {number}")
     reading = Reading(variable, units, start, step_minutes, missing or None, crs, pair, gain, offset)
     return reading, coarsen
 
@@ -105,18 +113,26 @@ def reads_frames(verb: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-def _numbers(text: str, option: str) -> list[float]:
+def _numbers(text: str, option: str, example: str) -> list[float]:
     try:
-        return [float(part) for part in text.split(",")]
+        numbers = [float(part) for part in text.split(",")]
     except ValueError:
-        raise InputError(f"{option} takes numbers with commas between, such as 0.5,2,5, not {text!r}") from None
+        numbers = [math.nan]
+    if not all(map(math.isfinite, numbers)):
+        raise InputError(f"{option} takes numbers with commas between, such as {example}, not {text!r}")
+    return numbers
 
 
-def _whole_numbers(text: str, option: str) -> list[int]:
-    numbers = _numbers(text, option)
-    if any(n < 1 or n != int(n) for n in numbers):
-        raise InputError(f"{option} takes whole numbers from 1 on, such as 5,11, not {text!r}")
+def _whole_numbers(text: str, option: str, example: str, most: int) -> list[int]:
+    numbers = _numbers(text, option, example)
+    if any(not 1 <= n <= most or n != int(n) for n in numbers):
+        raise InputError(f"{option} takes whole numbers from 1 to {most}, such as {example}, not {text!r}")
     return [int(n) for n in numbers]
+
+
+def _check_range(option: str, number: float | None, *, most: float) -> None:
+    if number is not None and not 0 < number <= most:
+        raise InputError(f"{option} must be above 0 and at most {most:g}, not {number:g}")
 
 
 def _runs(data: Sequence[str], reading: Reading, coarsen: int) -> list[xr.DataArray]:
@@ -132,10 +148,12 @@ def _device(name: str) -> str:
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.split(":")[0] not in ("cpu", "cuda", "mps"):
+        raise InputError(f"--device knows auto, cpu, cuda and mps, not {name!r}")
     try:
         torch.empty(1, device=name)
     except Exception as error:  # torch raises many kinds for a device that is not there
-        raise InputError(f"--device {name} is not to be had here ({str(error).splitlines()[0]})") from None
+        raise InputError(f"--device {name} is not to be had here ({reason(error)})") from None
     return name
 
 
@@ -148,14 +166,20 @@ def _configured(context: typer.Context, path: Path | None) -> Path | None:
     try:
         options = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read as YAML ({' '.join(str(error).split())})") from error
-    known = {parameter.name for parameter in context.command.params}
+        raise InputError(f"{path} cannot be read as YAML ({reason(error)})") from error
+    known = {parameter.name: parameter for parameter in context.command.params}
     if not isinstance(options, dict):
         raise InputError(f"{path}: expected lines such as 'past: 4'")
     options = {str(key).replace("-", "_"): value for key, value in options.items()}
-    unknown = sorted(set(options) - known)
+    unknown = sorted(set(options) - set(known))
     if unknown:
         raise InputError(f"{path}: unknown option {unknown[0]!r}")
+    for key, value in options.items():  # "hidden: [48, 48]" and "val: may/" are what people write
+        several = getattr(known[key], "multiple", False) or known[key].nargs == -1
+        if several and not isinstance(value, list):
+            options[key] = [value]
+        elif isinstance(value, list) and not several:
+            options[key] = ",".join(map(str, value))
     context.default_map = options
     return path
 
@@ -175,8 +199,8 @@ def train(
     output: Annotated[Path, typer.Option("-o", "--output", help="Model file to write, .safetensors.")],
     reading: Reading,
     coarsen: int,
-    past: Annotated[int, typer.Option(help="Frames that the model reads.")] = 4,
-    future: Annotated[int, typer.Option(help="Frames that it learns to forecast.")] = 6,
+    past: Annotated[int, typer.Option(help="Frames that the model reads.", min=1)] = 4,
+    future: Annotated[int, typer.Option(help="Frames that it learns to forecast.", min=1)] = 6,
     minutes: Annotated[float | None, typer.Option(help="Stop after so many minutes.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Stop after so many epochs (50 without --minutes).", min=1)] = None,
     val: Annotated[
@@ -193,11 +217,11 @@ def train(
     crop: Annotated[int, typer.Option(help="Side of the training crops, pixels.", min=8)] = 128,
     batch: Annotated[int, typer.Option(help="Crops an update.", min=1)] = 4,
     hidden: Annotated[str, typer.Option(help="Hidden channels of the layers.")] = "48,48",
-    kernel_size: Annotated[int, typer.Option(help="Of all convolutions.", min=1)] = 3,
-    patch: Annotated[int, typer.Option(help="Pixels folded into one cell of the network's map.", min=1)] = 4,
+    kernel_size: Annotated[int, typer.Option(help="Of all convolutions.", min=1, max=99)] = 3,
+    patch: Annotated[int, typer.Option(help="Pixels folded into one cell of the network's map.", min=1, max=64)] = 4,
     learning_rate: Annotated[float, typer.Option(help="The highest.")] = 1e-3,
     device: Device = "auto",
-    seed: Annotated[int, typer.Option(help="Of weights and crops.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of weights and crops.", min=0, max=_LARGEST_SEED)] = 0,
     config: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="YAML with any of these options.", is_eager=True, callback=_configured),
@@ -208,21 +232,17 @@ def train(
     The latest runs (files, or stretches without a gap) choose the best weights; whole runs stay on one side, with a guard
     between. MODEL.training/ beside the model holds the checkpoints and a CSV log.
     """
-    import numpy as np
 
-    from .forecasting.train import Recipe, plan
+    from .data.axes import parse_time
+    from .forecasting.train import Recipe, check_model_path, plan
     from .forecasting.train import dry_run as measure
     from .forecasting.train import train as fit
-    from .writing import check_writable
 
     if not dry_run:
-        check_writable(output)
-    if minutes is not None and minutes <= 0:
-        raise InputError(f"--minutes must be above 0, not {minutes:g}")
-    try:
-        aside_from = None if test_from is None else np.datetime64(test_from, "ns")
-    except ValueError:
-        raise InputError(f"--test-from {test_from!r} is not a time; write it as 2016-09-28T14:45") from None
+        check_model_path(output)
+    _check_range("--minutes", minutes, most=_YEAR_MINUTES)
+    _check_range("--learning-rate", learning_rate, most=1.0)
+    aside_from = None if test_from is None else parse_time(test_from, "--test-from")
     recipe = Recipe(
         past=past,
         future=future,
@@ -230,7 +250,7 @@ def train(
         epochs=epochs,
         crop=crop,
         batch=batch,
-        hidden_channels=tuple(_whole_numbers(hidden, "--hidden")),
+        hidden_channels=tuple(_whole_numbers(hidden, "--hidden", "48,48", most=4096)),
         kernel_size=kernel_size,
         patch=patch,
         learning_rate=learning_rate,
@@ -284,7 +304,7 @@ def forecast(
 ) -> None:
     """Forecast from your newest frames. No truth is needed; any number of steps, any frame size."""
     from .data.frames import coarsen as coarsened
-    from .data.frames import in_memory, open_frames
+    from .data.frames import find_files, in_memory, open_frames
     from .forecasting.forecast import load, save_frames
     from .writing import check_writable, whole_file
 
@@ -293,6 +313,10 @@ def forecast(
         if path.suffix.lower() not in (".nc", ".nc4", ".zarr", *pictures):
             raise InputError(f"{path}: expected a file that ends in .nc, .zarr, .png, .gif or .mp4")
         check_writable(path)
+    inputs = {path.resolve() for path in [*find_files(data), model]}
+    for path in output:
+        if path.resolve() in inputs:
+            raise InputError(f"{path} is read for this forecast: give another name to -o")
     forecaster = load(model, device=_device(device))
     frames = coarsened(open_frames(data, **vars(reading)), coarsen)
     fcst = forecaster.forecast(frames, steps, any_grid=any_grid)
@@ -352,7 +376,7 @@ def verify(
             if path.suffix.lower() != suffix:
                 raise InputError(f"{path}: expected a file that ends in {suffix}")
             check_writable(path)
-    widths = _whole_numbers(scales, "--scales")
+    widths = _whole_numbers(scales, "--scales", "5,11", most=10_000)
     forecaster = load(model, device=_device(device))
     if against is None:
         names = ["persistence"] + (["optical-flow"] if forecaster.transform.rain and has_pysteps() else [])
@@ -365,15 +389,13 @@ def verify(
         _runs(data, reading, coarsen),
         against=names,
         steps=steps,
-        thresholds=None if thresholds is None else _numbers(thresholds, "--thresholds"),
+        thresholds=None if thresholds is None else _numbers(thresholds, "--thresholds", "0.5,2,5"),
         scales=widths,
         any_grid=any_grid,
         progress=lambda cases: track(cases, "verifying"),
     )
-    print_scores(result.scores)
     with whole_file(output) as temporary:
         temporary.write_text(scores_to_json(result.scores), encoding="utf-8")
-    typer.echo(f"wrote {output}")
     if report is not None:
         with whole_file(report) as temporary:
             report_verification(
@@ -384,14 +406,17 @@ def verify(
                 data=" ".join(data),
                 card=forecaster.card,
             )
-        typer.echo(f"wrote {report}")
+    print_scores(result.scores)  # after the files: whoever reads this may stop reading
+    for written in (output, report):
+        if written is not None:
+            typer.echo(f"wrote {written}")
 
 
 @app.command(epilog="**Example**\n\n`stormcell demo`, then open stormcell-demo/report.html")
 def demo(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to fill.")] = Path("stormcell-demo"),
-    minutes: Annotated[float, typer.Option(help="Time to train.", min=0.05)] = 1.25,
-    seed: Annotated[int, typer.Option(help="Of rain, weights and crops.")] = 0,
+    minutes: Annotated[float, typer.Option(help="Time to train.", min=0.05, max=60)] = 1.25,
+    seed: Annotated[int, typer.Option(help="Of rain, weights and crops.", min=0, max=_LARGEST_SEED)] = 0,
 ) -> None:
     """See it work, without data: make rain, train, forecast unseen storms, verify, report. Under three minutes."""
     from .demo import run_demo
@@ -456,11 +481,17 @@ def _share_cores() -> None:
 def main(arguments: Iterable[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
     _share_cores()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without "×" or "≥" gets "?"
     try:
         code = app(None if arguments is None else list(arguments), standalone_mode=False)
     except InputError as error:
-        _note(f"stormcell: {error}")
+        _note(f"stormcell: {' '.join(str(error).split())}")
         return 2
+    except BrokenPipeError:  # the reader of our output went away; what we write to files is written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (KeyboardInterrupt, typer.Abort):
         _note("stormcell: stopped")
         return 130

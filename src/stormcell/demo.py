@@ -43,7 +43,15 @@ def run_demo(folder: Path, *, minutes: float, seed: int = 0) -> bool:
 
     print(f"training for {minutes:g} minutes", flush=True)
     recipe = Recipe(
-        past=PAST, future=FUTURE, minutes=minutes, crop=64, hidden_channels=(32, 32), seed=seed, device="cpu"
+        past=PAST,
+        future=FUTURE,
+        minutes=minutes,
+        crop=64,
+        batch=8,
+        hidden_channels=(32, 32),
+        learning_rate=2e-3,
+        seed=seed,
+        device="cpu",
     )
     prepared = plan(split_at_gaps(open_frames(folder / "rain.nc")), recipe)
     train(prepared, folder / "model.safetensors")

@@ -14,16 +14,21 @@ from .errors import InputError
 def check_writable(path: Path) -> None:
     """Raise InputError if `path` cannot be written, before long work begins."""
     parent = path.absolute().parent
-    if path.is_dir() and path.suffix != ".zarr":
-        raise InputError(f"{path} is a folder: name a file in it")
-    if not parent.is_dir():
-        raise InputError(f"{path} cannot be written: the folder {parent} does not exist")
     probe = parent / f".{path.name}.probe"
     try:
+        if path.is_dir() and not _is_store(path):
+            raise InputError(f"{path} is a folder: name a file")
+        if not parent.is_dir():
+            raise InputError(f"{path} cannot be written: the folder {parent} does not exist")
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror or error})") from error
+
+
+def _is_store(path: Path) -> bool:
+    """Whether a folder is a Zarr store, which may be replaced."""
+    return path.suffix == ".zarr" and any((path / name).exists() for name in (".zgroup", ".zmetadata", "zarr.json"))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 from stormcell import InputError
-from stormcell.data.axes import MONTH, advance, area, common_grid_spacing, follows, grid_spacing, time_step
+from stormcell.data.axes import MONTH, advance, area, common_grid_spacing, follows, grid_spacing, parse_time, time_step
 
 from ..conftest import make_frames
 
@@ -48,3 +48,33 @@ def test_common_grid_spacing() -> None:
     assert common_grid_spacing([make_frames(np.zeros((1, 1, 1)))]) is None
     with pytest.raises(InputError, match="grids differ: 1 km in made frames, 2 km in made frames"):
         common_grid_spacing([of(2000), of(1000)])
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("2016-09-28T14:45", "2016-09-28T14:45"),
+        ("2016-09-28 14:45", "2016-09-28T14:45"),
+        ("20160928", "2016-09-28"),
+        ("2016-09-28T14:45Z", "2016-09-28T14:45"),
+        ("2016-09-28T14:45+02:00", "2016-09-28T12:45"),
+    ],
+)
+def test_times_as_people_write_them(written: str, meant: str) -> None:
+    assert parse_time(written, "--start") == np.datetime64(meant, "ns")
+
+
+@pytest.mark.parametrize("written", ["", "NaT", "noon", "30000-01-01", "2016-13-01"])
+def test_what_is_no_time(written: str) -> None:
+    with pytest.raises(InputError, match="--start .* is not a time"):
+        parse_time(written, "--start")
+
+
+def test_pixel_numbers_are_no_place_whatever_the_crs() -> None:
+    from pyproj import CRS
+
+    frames = make_frames(np.zeros((1, 8, 8)))
+    frames = frames.assign_coords(spatial_ref=xr.Variable((), 0, CRS.from_epsg(32633).to_cf()))
+    assert area(frames) is not None
+    frames.x.attrs["units"] = "1"
+    assert area(frames) is None

@@ -219,6 +219,57 @@ def test_series_of_one_time_stay_apart(tmp_path: Path, data: np.ndarray) -> None
     assert [run.sizes["time"] for run in open_runs([tmp_path / "a.nc", tmp_path / "b.nc"])] == [6, 6]
 
 
+def test_a_file_that_is_named_twice_counts_once(tmp_path: Path, data: np.ndarray) -> None:
+    save_frames(make_frames(data), tmp_path / "a.nc")
+    (tmp_path / "link.nc").symlink_to(tmp_path / "a.nc")
+    runs = open_runs([tmp_path / "a.nc", f"{tmp_path}/./a.nc", tmp_path / "link.nc", tmp_path])
+    assert [run.sizes["time"] for run in runs] == [6]
+
+
+def test_frame2_comes_before_frame10(tmp_path: Path) -> None:
+    for k in range(12):
+        np.save(tmp_path / f"frame{k}.npy", np.full((3, 3), k, dtype=np.float32))
+    said = {"units": "mm/h", "start": "2024-06-01T12:00", "step_minutes": 5.0}
+    assert values(open_frames(tmp_path, **said))[:, 0, 0].tolist() == list(range(12))  # type: ignore[arg-type]
+    one_by_one = open_runs([tmp_path / f"frame{k}.npy" for k in range(12)], Reading(**said))  # type: ignore[arg-type]
+    assert len(one_by_one) == 1
+    assert values(one_by_one[0])[:, 0, 0].tolist() == list(range(12))
+
+
+def test_forecasts_are_not_taken_for_what_was_observed(tmp_path: Path, data: np.ndarray) -> None:
+    from stormcell.forecasting.forecast import as_forecast
+
+    frames = make_frames(data)
+    save_frames(frames, tmp_path / "a.nc")
+    save_frames(as_forecast(data[:2], frames, 5.0), tmp_path / "now.nc")
+    for opening in (open_frames, lambda path: open_runs([path]), lambda path: open_runs(sorted(path.iterdir()))):
+        with pytest.raises(InputError, match=r"now\.nc is a forecast among observed frames"):
+            opening(tmp_path)  # type: ignore[no-untyped-call]
+    assert open_frames(tmp_path / "now.nc").sizes["time"] == 2  # by itself it is frames
+
+
+def test_overviews_in_a_tiff_are_no_frames(tmp_path: Path) -> None:
+    page = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    page.save(tmp_path / "a_202406011200.tif", save_all=True, append_images=[page.resize((4, 4)), page.resize((2, 2))])
+    assert open_frames(tmp_path / "a_202406011200.tif", units="mm/h").shape == (1, 8, 8)
+
+
+def test_infinite_values(tmp_path: Path, data: np.ndarray) -> None:
+    data[0, 2, 2], data[0, 3, 3] = np.inf, -np.inf
+    for units, plus, minus in (("mm/h", True, True), ("dBZ", True, False), ("K", True, True)):
+        save_frames(make_frames(data, units=units), tmp_path / "a.nc")
+        frame = values(open_frames(tmp_path / "a.nc"))[0]
+        assert (np.isnan(frame[2, 2]), np.isnan(frame[3, 3])) == (plus, minus)
+
+
+def test_latitudes_without_units_are_degrees(tmp_path: Path, data: np.ndarray) -> None:
+    coords = {"time": times(6), "lat": np.arange(7.0), "lon": np.arange(9.0)}
+    xr.Dataset({"t": (("time", "lat", "lon"), data, {"units": "K"})}, coords).to_netcdf(tmp_path / "a.nc")
+    frames = open_frames(tmp_path / "a.nc")
+    assert frames.x.attrs["units"] == "degrees"
+    np.testing.assert_array_equal(values(frames), data[:, ::-1])
+
+
 # --- what people get wrong ---
 
 
@@ -283,6 +334,39 @@ def test_sizes_units_and_times_that_do_not_fit(tmp_path: Path, data: np.ndarray)
     )
     save_frames(make_frames(data).isel(time=[0, 1, 1, 2]), tmp_path / "c.nc")
     refused("2024-06-01 12:05:00 occurs twice", tmp_path / "c.nc")
+
+
+def test_files_of_two_places_are_no_series(tmp_path: Path, data: np.ndarray) -> None:
+    save_frames(make_frames(data), tmp_path / "a.nc")
+    there = make_frames(data, start="2024-06-02T00:00")
+    save_frames(there.assign_coords(x=there.x + 9e5), tmp_path / "b.nc")
+    refused(r"a\.nc and .*b\.nc lie in different places", tmp_path)
+    assert len(open_runs([tmp_path / "a.nc", tmp_path / "b.nc"])) == 2
+
+
+def test_files_that_are_not_what_they_seem(tmp_path: Path, data: np.ndarray) -> None:
+    np.savez(tmp_path / "really.npz", rain=data, time=times(6), units="mm/h")
+    (tmp_path / "really.npz").rename(tmp_path / "really.npy")
+    np.testing.assert_array_equal(values(open_frames(tmp_path / "really.npy")), data)
+    (tmp_path / "text.npy").write_text("1 2 3")
+    refused("text.npy is not a NumPy file", tmp_path / "text.npy", units="mm/h")
+    (tmp_path / "text.nc").write_text("netcdf text {}")
+    refused("text.nc is not a NetCDF file", tmp_path / "text.nc")
+    refused("cannot be opened", "x" * 5000 + ".nc")
+    grid = {"y": np.arange(7.0), "x": np.arange(9.0)}
+    xr.Dataset({"a": (("time", "y", "x"), data, {"units": "K"})}, {"time": np.arange(6), **grid}).to_netcdf(
+        tmp_path / "numbers.nc"
+    )
+    refused("numbers.nc: its times are no dates of the standard calendar", tmp_path / "numbers.nc")
+    member = np.stack([data, data])
+    xr.Dataset({"a": (("member", "time", "y", "x"), member, {"units": "K"})}, {"time": times(6), **grid}).to_netcdf(
+        tmp_path / "members.nc"
+    )
+    refused("members.nc: a has the axes member, time, y, x; frames need time, y and x", tmp_path / "members.nc")
+    xr.Dataset({"a": (("time", "y", "x"), data[:0], {"units": "K"})}, {"time": times(0), **grid}).to_netcdf(
+        tmp_path / "none.nc"
+    )
+    refused("none.nc holds no frames", tmp_path / "none.nc")
 
 
 def test_what_files_do_not_say_is_asked_for(tmp_path: Path, data: np.ndarray) -> None:

@@ -104,6 +104,13 @@ def test_it_survives_the_model_file(zr: tuple[float, float], low: float, width: 
         ("mm/h", False, ("mm/h", 1, False)),
         ("mm h-1", False, ("mm/h", 1, False)),
         ("dbz", False, ("dBZ", 1, False)),
+        ("mm hr-1", False, ("mm/h", 1, False)),
+        ("mm hour^-1", False, ("mm/h", 1, False)),
+        ("mm h**-1", False, ("mm/h", 1, False)),
+        ("mm h⁻¹", False, ("mm/h", 1, False)),
+        ("mm / hr", False, ("mm/h", 1, False)),
+        ("kg m**-2 s**-1", True, ("mm/h", 3600, False)),
+        ("mm/d", True, ("mm/h", 1 / 24, False)),
         ("kg m-2 s-1", True, ("mm/h", 3600, False)),
         ("kg m-2 s-1", False, ("kg m-2 s-1", 1, False)),  # evaporation, or any other flux
         ("kg m-2", True, ("mm/h", 1, True)),

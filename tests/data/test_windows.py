@@ -135,11 +135,34 @@ def test_named_parts_are_kept_out_of_the_rest() -> None:
     assert [len(r.time) for r in split.train] == [91, 42, 51]
 
 
+def test_validation_by_name_is_cut_by_the_test_time_too() -> None:
+    early, late = run("2024-01-01T00:00", 60), run("2024-01-03T00:00", 60)
+    cut = np.datetime64("2024-01-03T03:00", "ns")
+    split = split_by_time([early], 10, validation=[late], test_from=cut)
+    assert split.validation[0].time.values[-1] <= cut - 10 * 5 * MINUTE
+    with pytest.raises(InputError, match="no window of --val is left"):
+        split_by_time([early], 10, validation=[late], test_from=np.datetime64("2024-01-02", "ns"))
+
+
+def test_a_test_time_after_the_newest_frame_sets_nothing_aside() -> None:
+    with pytest.raises(
+        InputError, match="--test-from 2030-01-01T00:00 sets nothing aside: the newest frame is of 2024-01-01"
+    ):
+        split_by_time([run("2024-01-01", 100)], 10, test_from=np.datetime64("2030-01-01", "ns"))
+
+
+def test_of_two_runs_the_later_validates() -> None:
+    split = split_by_time([run("2024-02-01", 40, name="late"), run("2024-01-01", 40, name="early")], 10)
+    assert [r.attrs["source"] for r in split.validation] == ["late"]
+
+
 def test_too_few_windows_says_what_would_fit() -> None:
     with pytest.raises(
         InputError, match=r"fewer than 3 windows of 10 past and 10 future.*--past \d+ --future \d+ would fit"
     ):
         split_or_advise([run("2024-01-01", 40)], 10, 10)
+    with pytest.raises(InputError, match=r"--past \d+ --future [1-9]"):
+        split_or_advise([run("2024-01-01", 40)], 100_000, 6)
     with pytest.raises(InputError, match="more frames are needed: the longest run without a gap has 3"):
         split_or_advise([run("2024-01-01", 3)], 10, 10)
 

@@ -71,6 +71,16 @@ def test_dry_frames_stay_dry() -> None:
     assert np.nanmax(moved) == 0
 
 
+def test_a_frame_that_is_missing_as_a_whole() -> None:
+    pytest.importorskip("pysteps", reason="optical flow needs pysteps")
+    frames = blobs(6, (0.0, 3.0))
+    frames[1] = np.nan
+    np.testing.assert_array_equal(optical_flow(frames[:4], 2), optical_flow(frames[2:4], 2))
+    frames[3] = np.nan
+    assert np.isnan(optical_flow(frames[:4], 2)).all()
+    assert np.isnan(optical_flow(frames[:5], 2)).all()  # one frame after the blank one shows no motion
+
+
 def test_a_baseline_that_cannot_be_computed_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="--against knows persistence, optical-flow, not 'magic'"):
         check_baselines(["magic"], rain=True)

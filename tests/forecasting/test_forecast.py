@@ -140,7 +140,7 @@ def test_what_does_not_fit_the_model_is_refused(model: Forecaster, storm: xr.Dat
 
 
 def test_files_that_are_no_model_are_refused(tmp_path: Path, model_path: Path) -> None:
-    with pytest.raises(InputError, match="does not exist; train a model first"):
+    with pytest.raises(InputError, match="is not there; train a model first"):
         load(tmp_path / "no.safetensors")
     whole = model_path.read_bytes()
     for name, content in (("empty", b""), ("rubbish", b"x" * 100), ("half", whole[: len(whole) // 2])):

@@ -150,6 +150,16 @@ def test_no_events_make_a_score_undefined_not_zero() -> None:
     json.loads(scores_to_json(scores.assign_attrs(left_out_cases=0)))
 
 
+def test_a_value_on_the_threshold_is_an_event_in_every_score() -> None:
+    """0.7 as float32 is less than 0.7 as float64: radar data are full of such values."""
+    field = np.where(np.arange(100).reshape(1, 10, 10) % 3 == 0, np.float32(0.7), np.float32(0))
+    tally = Tally(["a"], (0.7,), (1,), 0.1)
+    tally.add(np.datetime64("2024-01-01", "ns"), field, {"a": field})
+    scores = tally.scores(LEADS[:1], units="mm/h").squeeze()
+    assert int(scores.hits) == 34
+    assert float(scores.csi) == float(scores.fss) == 1
+
+
 def test_blocks_hold_an_hour_or_more() -> None:
     start = np.datetime64("2024-01-01T00:10", "ns")
     every = [start + k * np.timedelta64(5, "m") for k in range(12 * 3 + 4)]
@@ -157,6 +167,8 @@ def test_blocks_hold_an_hour_or_more() -> None:
     assert np.bincount(blocks).tolist() == [12, 12, 16]  # the last four are no hour of their own
     far = [*every[:12], *(t + np.timedelta64(9, "h") for t in every[:3])]
     assert np.bincount(assign_blocks(far)).tolist() == [12, 3]
+    days = [t + d * np.timedelta64(24, "h") for d in range(4) for t in every[:14]]
+    assert np.bincount(assign_blocks(days)).tolist() == [14] * 4  # two cases are left over at the end of each day
     assert assign_blocks([start] * 5).tolist() == [0] * 5  # many areas of one time are one block
 
 

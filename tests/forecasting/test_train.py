@@ -114,6 +114,29 @@ def test_what_does_not_go_together_is_refused(storms: list[xr.DataArray], tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+def test_frames_without_a_valid_pixel_are_refused(storms: list[xr.DataArray]) -> None:
+    with pytest.raises(InputError, match="every pixel of the training frames is missing"):
+        plan([run.where(run < 0) for run in storms[:8]], RECIPE)
+
+
+def test_what_cannot_be_resumed_is_refused(storms: list[xr.DataArray], tmp_path: Path) -> None:
+    recipe, path = replace(RECIPE, epochs=2), tmp_path / "m.safetensors"
+    train(plan(storms[:8], recipe), path, progress=False)
+    last = tmp_path / "m.training" / "last.ckpt"
+    with pytest.raises(InputError, match="is in epoch 2 already: give --epochs 2 or more"):
+        train(plan(storms[:8], replace(recipe, epochs=1)), path, resume=True)
+    with pytest.raises(InputError, match="made with another --hidden: give the same"):
+        train(plan(storms[:8], replace(recipe, hidden_channels=(6, 6))), path, resume=True)
+    changed = [run.copy(deep=True) for run in storms[:8]]
+    changed[2][5] += 1
+    with pytest.raises(InputError, match="made with other frames"):
+        train(plan(changed, recipe), path, resume=True)
+    last.write_bytes(last.read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"last\.ckpt is not a checkpoint of this program, or is damaged"):
+        train(plan(storms[:8], recipe), path, resume=True)
+    load(path)
+
+
 def test_frames_may_differ_in_size_between_runs(storms: list[xr.DataArray]) -> None:
     small = [run.isel(y=slice(0, 24)) for run in storms[:3]]
     prepared = plan([*small, *storms[3:]], RECIPE)

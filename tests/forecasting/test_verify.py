@@ -97,6 +97,7 @@ def test_another_area_at_the_same_time_was_not_seen() -> None:
         )
 
     assert seen(at(6.0), card).tolist() == [True, True, True, False]
+    assert seen(at(366.0), card).tolist() == [True, True, True, False]  # the same meridian
     assert not seen(at(8.0), card).any()
     nowhere = make_frames(np.zeros((4, 10, 10)))
     assert seen(nowhere, card).tolist() == [True, True, True, False]  # an unknown place may be the same place
@@ -149,3 +150,15 @@ def test_a_baseline_that_fails_is_an_error(
         InputError, match=r"persistence failed from 2024-01-08 .* UTC \(no motion at all\); leave it out"
     ):
         hindcast(model, split_at_gaps(rain)[25:])
+
+
+def test_questions_asked_twice_or_for_nothing(model: Forecaster, rain: xr.DataArray) -> None:
+    runs = split_at_gaps(rain)[25:27]
+    again = hindcast(model, runs, against=["persistence"] * 2, thresholds=[1, 1], scales=[5, 5]).scores
+    assert (again.sizes["forecaster"], again.sizes["threshold"], again.sizes["scale"]) == (2, 1, 1)
+    with pytest.raises(InputError, match="--steps must be 1 or more, not 0"):
+        hindcast(model, runs, steps=0)
+    with pytest.raises(InputError, match="no pixel is valid"):
+        hindcast(model, [run.where(run < 0) for run in runs])
+    scores = verify(model.forecast(runs[0].isel(time=slice(0, 6))), runs[0], thresholds=np.array([1.0, 2.0]))
+    assert scores.sizes["threshold"] == 2

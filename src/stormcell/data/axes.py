@@ -52,6 +52,19 @@ def advance(time: np.datetime64, step: Step, count: int) -> np.datetime64:
     return time.astype("datetime64[ns]") + np.timedelta64(round(float(step) * 60 * count), "s")
 
 
+def parse_time(text: str, option: str) -> np.datetime64:
+    """A time as people write it, in UTC where it has no zone. Raises InputError naming the option."""
+    try:
+        time = pd.Timestamp(text)
+        if time.tzinfo is not None:
+            time = time.tz_convert("UTC").tz_localize(None)
+        if not text.strip() or pd.isna(time):
+            raise ValueError
+        return time.as_unit("ns").to_datetime64()
+    except (ValueError, OverflowError, TypeError):  # pandas' out-of-bounds error is a ValueError
+        raise InputError(f"{option} {text!r} is not a time of 1678 to 2261; write it as 2016-09-28T14:45") from None
+
+
 def step_text(step: Step) -> str:
     return "1 month" if step == MONTH else f"{float(step):g} min"
 
@@ -68,6 +81,14 @@ def grid_spacing(frames: xr.DataArray) -> float | None:
         middle = float(frames.y.mean())
         dy, dx = dy * _METRES_A_DEGREE, dx * _METRES_A_DEGREE * float(np.cos(np.radians(middle)))
     return float(np.sqrt(dy * dx))
+
+
+def same_grid(a: xr.DataArray, b: xr.DataArray) -> bool:
+    """Whether two frames have the same size and, but for a tenth of a pixel, the same x and y."""
+    if a.shape[-2:] != b.shape[-2:] or any(a[k].attrs.get("units") != b[k].attrs.get("units") for k in ("x", "y")):
+        return False
+    spacing = {k: abs(float(a[k][1] - a[k][0])) if a.sizes[k] > 1 else 1.0 for k in ("x", "y")}
+    return all(bool(np.allclose(a[k], b[k], rtol=0, atol=TOLERANCE * spacing[k])) for k in ("x", "y"))
 
 
 def common_grid_spacing(runs: Sequence[xr.DataArray]) -> float | None:
@@ -91,7 +112,7 @@ def area(frames: xr.DataArray) -> list[float] | None:
     south, north = float(frames.y.min()) - half[1], float(frames.y.max()) + half[1]
     if frames.x.attrs.get("units") == "degrees":
         return [west, south, east, north]
-    if "spatial_ref" not in frames.coords:
+    if frames.x.attrs.get("units") != "m" or "spatial_ref" not in frames.coords:
         return None
     from pyproj import CRS, Transformer
 

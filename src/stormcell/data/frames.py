@@ -9,6 +9,7 @@ amounts a step have become rates; rain is never negative; the Z–R pair lies in
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,19 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from ..errors import InputError
-from .axes import MONTH, TOLERANCE, advance, follows, step_text, time_step, with_crs, with_grid
+from ..errors import InputError, reason
+from .axes import (
+    MONTH,
+    TOLERANCE,
+    advance,
+    follows,
+    parse_time,
+    same_grid,
+    step_text,
+    time_step,
+    with_crs,
+    with_grid,
+)
 from .readers import arrays, cf, images
 from .readers.raw import time_in_name
 from .reading import Reading
@@ -33,39 +45,67 @@ _MEAN_MONTH_MINUTES = 30.44 * 1440
 
 
 def find_files(paths: Paths) -> list[Path]:
-    """Files with frames behind a path, folder, glob or a list of those, sorted by name.
+    """Files with frames behind a path, folder, glob or a list of those; in a folder or glob frame2 comes before frame10.
 
     Raises InputError if there are none.
     """
     given = [paths] if isinstance(paths, (str, Path)) else list(paths)
     if not given:
         raise InputError("no file was named")
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}
     for entry in given:
-        path = Path(entry).expanduser()
-        if path.is_dir() and path.suffix.lower() != ".zarr":
-            inside = [p for p in sorted(path.iterdir()) if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
-            if not inside:
-                raise InputError(f"{path} is a folder without frames: expected files that end in {', '.join(SUFFIXES)}")
-        elif path.exists():
-            inside = [path]
-            if path.suffix.lower() not in SUFFIXES:
-                raise InputError(f"{path} has no known format: expected a file that ends in {', '.join(SUFFIXES)}")
-        else:
-            inside = [p for p in map(Path, sorted(glob.glob(str(path)))) if p.suffix.lower() in SUFFIXES]
-            if not inside:
-                raise InputError(f"{entry} does not exist, or no file with frames matches it")
-        found.update(dict.fromkeys(inside))
-    return list(found)
+        try:
+            inside = _expand(Path(entry).expanduser())
+        except (
+            OSError,
+            RuntimeError,
+        ) as error:  # a name too long, a home that is not there, a folder without permission
+            raise InputError(f"{entry} cannot be opened ({reason(error)})") from error
+        for path in inside:
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
 
 
-def _read(path: Path, variable: str | None) -> xr.DataArray:
+def _expand(path: Path) -> list[Path]:
+    endings = ", ".join(SUFFIXES)
+    if path.is_dir() and path.suffix.lower() != ".zarr":
+        inside = [p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+        if not inside:
+            raise InputError(f"{path} is a folder without frames: expected files that end in {endings}")
+    elif path.exists():
+        if path.suffix.lower() not in SUFFIXES:
+            raise InputError(f"{path} has no known format: expected a file that ends in {endings}")
+        inside = [path]
+    else:
+        inside = [p for p in map(Path, glob.glob(str(path))) if p.suffix.lower() in SUFFIXES]
+        if not inside:
+            raise InputError(f"{path} does not exist, or no file with frames matches it")
+    return sorted(inside, key=lambda p: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", str(p))])
+
+
+def _read(path: Path, reading: Reading) -> xr.DataArray:
+    """One file, raw but for its grid. Raises InputError if it cannot be read, whatever its library says."""
     suffix = path.suffix.lower()
-    if suffix in images.SUFFIXES:
-        return images.read(path)
-    if suffix in arrays.SUFFIXES:
-        return arrays.read(path, variable)
-    return cf.read(path, variable)
+    try:
+        if suffix in images.SUFFIXES:
+            part = images.read(path)
+        elif suffix in arrays.SUFFIXES:
+            part = arrays.read(path, reading.variable)
+        else:
+            part = cf.read(path, reading.variable)
+        part = with_grid(part)
+    except InputError:
+        raise
+    except Exception as error:  # each format's library raises what it likes; the user needs the file's name
+        raise InputError(f"{path} breaks off, is damaged, or is not what it seems ({reason(error)})") from error
+    if 0 in part.shape:
+        raise InputError(f"{path} holds no frames: it has the shape {part.shape}")
+    if "time" in part.coords and part.time.dtype.kind != "M":
+        raise InputError(f"{path}: its times are no dates of the standard calendar ({part.time.dtype})")
+    if reading.units is None and not part.attrs.get("units"):
+        raise InputError(f"{path} does not say in what unit it is: give --units, such as mm/h or dBZ")
+    part.attrs["source"] = str(path)
+    return part
 
 
 # --- what is in it ---
@@ -113,8 +153,10 @@ def values(frames: xr.DataArray) -> npt.NDArray[np.float32]:
         return np.asarray(frames.values, dtype=np.float32)
     except InputError:
         raise
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
-        raise InputError(f"{frames.attrs.get('source', 'frames')} breaks off or is damaged ({error})") from error
+    except Exception as error:  # codecs raise what they like
+        raise InputError(
+            f"{frames.attrs.get('source', 'frames')} breaks off or is damaged ({reason(error)})"
+        ) from error
 
 
 def in_memory(frames: xr.DataArray) -> xr.DataArray:
@@ -184,12 +226,15 @@ def open_frames(
     `zr`, the pair (a, b) of Z = a·R^b (Marshall–Palmer if nothing is known); `gain` and `offset` of pixel values
     (value = gain · pixel + offset). Frames finer than `step_minutes` are thinned to it, counted back from the newest.
 
-    Rain below 0 mm/h can only be a missing code, and becomes missing. In dBZ, -32 and less is no echo.
+    Rain below 0 mm/h can only be a missing code, and becomes missing; so does what is infinite. In dBZ, -32 and less, even
+    infinitely less, is no echo.
 
     Raises InputError for anything that a person has to mend, naming the file.
     """
     reading = Reading(variable, units, start, step_minutes, missing, crs, zr, gain, offset)
-    return _finish(_joined(_read_all(path, reading)), reading)
+    parts = [_read(file, reading) for file in find_files(path)]
+    _check_no_forecasts(parts)
+    return _finish(_joined(_with_times(parts, reading)), reading)
 
 
 def open_runs(data: Sequence[str | Path], reading: Reading | None = None) -> list[xr.DataArray]:
@@ -197,13 +242,21 @@ def open_runs(data: Sequence[str | Path], reading: Reading | None = None) -> lis
 
     Files that were named one by one are joined where they have the same grid, unit and step and do not overlap in time, so
     that a shell's expansion of `radar/*.nc` is as good as the folder. Series on different grids, or at the same time, stay
-    apart. Gaps are left in; `windows.split_at_gaps` finds them.
+    apart; a file that is named twice counts once. Gaps are left in; `windows.split_at_gaps` finds them.
 
     Raises InputError as `open_frames` does.
     """
     reading = reading or Reading()
+    entries, known = [], set[Path]()
+    for entry in data:
+        files = [path for path in find_files(entry) if path.resolve() not in known]
+        known.update(path.resolve() for path in files)
+        entries.append([_read(path, reading) for path in files])
+    _check_no_forecasts([part for parts in entries for part in parts])
+    timeless = [part for parts in entries for part in parts if "time" not in part.coords]
+    opened = [_joined(parts) for parts in entries if parts and all("time" in part.coords for part in parts)]
+    opened += [_joined(_with_times(timeless, reading))] if timeless else []
     series: list[list[xr.DataArray]] = []
-    opened = [_joined(_read_all(entry, reading)) for entry in data]
     for frames in sorted(opened, key=lambda f: f.time.values[0]):
         for members in series:
             if _continues(members[-1], frames):
@@ -216,46 +269,40 @@ def open_runs(data: Sequence[str | Path], reading: Reading | None = None) -> lis
 
 def _continues(before: xr.DataArray, after: xr.DataArray) -> bool:
     return (
-        before.shape[1:] == after.shape[1:]
+        same_grid(before, after)
         and before.attrs.get("units") == after.attrs.get("units")
-        and bool(np.allclose(before.x, after.x) and np.allclose(before.y, after.y))
         and after.time.values[0] > before.time.values[-1]
         and len({time_step(f.time.values) for f in (before, after)} - {None}) <= 1
     )
 
 
-def _read_all(path: Paths, reading: Reading) -> list[xr.DataArray]:
-    parts: list[xr.DataArray] = []
-    for file in find_files(path):
-        part = _read(file, reading.variable)
-        part.attrs["source"] = str(file)
-        if reading.units is None and not part.attrs.get("units"):
-            raise InputError(f"{file} does not say in what unit it is: give --units, such as mm/h or dBZ")
-        parts.append(with_grid(part))
-    return _with_times(parts, reading.start, reading.step_minutes)
+def _check_no_forecasts(parts: list[xr.DataArray]) -> None:
+    """Refuse forecasts of our own among other frames: they would be taken for what was observed."""
+    forecasts = [part for part in parts if part.attrs.get("forecast")]
+    if forecasts and len(forecasts) < len(parts):
+        raise InputError(
+            f"{forecasts[0].attrs['source']} is a forecast among observed frames: keep forecasts in another folder"
+        )
 
 
-def _with_times(parts: list[xr.DataArray], start: str | None, step_minutes: float | None) -> list[xr.DataArray]:
+def _with_times(parts: list[xr.DataArray], reading: Reading) -> list[xr.DataArray]:
     """Give times to the parts that have none: counted on from `start`, or from the time in the name of a single file."""
-    if all("time" in part.coords for part in parts):
+    nameless = next((part for part in parts if "time" not in part.coords), None)
+    if nameless is None:
         return parts
-    nameless = next(part for part in parts if "time" not in part.coords)
     time = time_in_name(Path(nameless.attrs["source"])) if len(parts) == 1 else None
-    if (start is None and time is None) or step_minutes is None:
+    if reading.start is not None:
+        time = parse_time(reading.start, "--start")
+    if time is None or reading.step_minutes is None:
         raise InputError(
             f"{nameless.attrs['source']} does not say when its frames were taken: give --start and --step-minutes, or "
             "name single-frame files by their time, such as 20160928_1445.png"
         )
-    try:
-        time = time if start is None else np.datetime64(start, "ns")
-    except ValueError as error:
-        raise InputError(f"--start {start!r} is not a time; write it as 2016-09-28T14:45") from error
-    assert time is not None
     dated = []
     for part in parts:
-        stamps = [advance(time, step_minutes, k) for k in range(part.sizes["time"])]
+        stamps = [advance(time, reading.step_minutes, k) for k in range(part.sizes["time"])]
         dated.append(part.assign_coords(time=np.array(stamps, dtype="datetime64[ns]")))
-        time = advance(time, step_minutes, part.sizes["time"])
+        time = advance(time, reading.step_minutes, part.sizes["time"])
     return dated
 
 
@@ -268,6 +315,11 @@ def _joined(parts: list[xr.DataArray]) -> xr.DataArray:
             raise InputError(
                 f"{first.attrs['source']} has frames of {first.shape[1]}×{first.shape[2]} pixels and "
                 f"{part.attrs['source']} of {part.shape[1]}×{part.shape[2]}: frames of one run must have one size"
+            )
+        if not same_grid(part, first):
+            raise InputError(
+                f"{first.attrs['source']} and {part.attrs['source']} lie in different places, or on different grids: "
+                "frames of one run must have one grid"
             )
         if part.attrs.get("units") != first.attrs.get("units"):
             raise InputError(
@@ -311,7 +363,11 @@ def _finish(frames: xr.DataArray, reading: Reading) -> xr.DataArray:
         factor *= 60 / (_MEAN_MONTH_MINUTES if step == MONTH else float(step))
     frames = (frames * factor if factor != 1 else frames).astype(np.float32)
     if name == "mm/h":
-        frames = frames.where(frames >= 0)
+        frames = frames.where((frames >= 0) & (frames < np.inf))
+    elif name == "dBZ":
+        frames = frames.where(frames < np.inf)  # -inf is no echo
+    else:
+        frames = frames.where(np.isfinite(frames))
     pair = reading.zr or (float(said.get("zr_a", MARSHALL_PALMER[0])), float(said.get("zr_b", MARSHALL_PALMER[1])))
     frames.attrs = {"units": name, "source": source, **({"zr": pair} if is_rain(name) else {})}
     if not is_rain(name):

@@ -8,6 +8,7 @@ training data. Missing (NaN) stays missing everywhere.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,21 +24,25 @@ DBZ_RANGE = (0.0, 70.0)  # 0 dBZ is 0.04 mm/h, below what radars call rain; 70 d
 
 Array = npt.NDArray[np.float32]
 
-_SPELLINGS = {
-    "mm/h": ("mm/h", "mm/hr", "mm/hour", "mm h-1", "mm hr-1", "mm h^-1", "mm h**-1", "mm.h-1", "mmh-1", "mm per hour"),
-    "dBZ": ("dbz", "dbz1", "10*log10(mm6/m3)", "10 log10(mm6 m-3)"),
-}
-_CANONICAL = {spelling: name for name, spellings in _SPELLINGS.items() for spelling in spellings}
+# Spellings as `_plain_spelling` writes them.
+_RAIN_UNITS = {"mm/h": "mm/h", "mm h-1": "mm/h", "mmh-1": "mm/h", "mm per h": "mm/h", "dbz": "dBZ"}
 # Units of a precipitation rate as models write them, in mm/h. Only for variables that say they are precipitation.
 _RATES = {"kg m-2 s-1": 3600.0, "kg/m2/s": 3600.0, "mm/s": 3600.0, "mm s-1": 3600.0, "m s-1": 3.6e6, "m/s": 3.6e6}
-_RATES |= {"kg m-2 h-1": 1.0, "mm/day": 1 / 24, "mm d-1": 1 / 24, "mm day-1": 1 / 24}
+_RATES |= {"kg m-2 h-1": 1.0, "kg/m2/h": 1.0, "mm/day": 1 / 24, "mm day-1": 1 / 24, "mm/d": 1 / 24, "mm d-1": 1 / 24}
 # Amounts a time step, in mm.
-_AMOUNTS = {"mm": 1.0, "kg m-2": 1.0, "kg/m2": 1.0, "kg m**-2": 1.0, "m": 1000.0}
+_AMOUNTS = {"mm": 1.0, "kg m-2": 1.0, "kg/m2": 1.0, "m": 1000.0}
+
+
+def _plain_spelling(units: str) -> str:
+    """One way to write what people write in many: "mm hr^-1", "mm hour-1", "mm h⁻¹", "mm / h", "kg m**-2 s**-1"."""
+    text = units.lower().translate(str.maketrans("⁻¹²·.", "-12  ", "^*"))
+    text = re.sub(r"(?<![a-z])(hours?|hr)(?![a-z])", "h", text)
+    return re.sub(r"\s*/\s*", "/", " ".join(text.split()))
 
 
 def is_rain(units: str) -> bool:
     """Whether frames in `units` are rain: mm/h and dBZ convert into each other, other units into nothing."""
-    return units in _SPELLINGS
+    return units in ("mm/h", "dBZ")
 
 
 def canonical(units: str, *, precipitation: bool = False) -> tuple[str, float, bool]:
@@ -45,14 +50,14 @@ def canonical(units: str, *, precipitation: bool = False) -> tuple[str, float, b
 
     `precipitation` says that the variable calls itself precipitation: only then are kg m-2, mm or m s-1 taken for rain.
     """
-    text = " ".join(units.split())
-    if text.lower() in _CANONICAL:
-        return _CANONICAL[text.lower()], 1.0, False
+    text = _plain_spelling(units)
+    if text in _RAIN_UNITS:
+        return _RAIN_UNITS[text], 1.0, False
     if precipitation and text in _RATES:
         return "mm/h", _RATES[text], False
     if precipitation and text in _AMOUNTS:
         return "mm/h", _AMOUNTS[text], True
-    return text, 1.0, False
+    return units.strip(), 1.0, False
 
 
 def dbz_to_rain_rate(dbz: Array, zr: tuple[float, float] = MARSHALL_PALMER) -> Array:

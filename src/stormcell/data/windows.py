@@ -123,14 +123,22 @@ def split_by_time(
     """
     runs = [run for run in runs if run.sizes["time"]]
     step = common_step([*runs, *validation, *test])
-    aside = list(test)
-    rest = _without(runs, [_span(run) for run in test], length, step)
+    aside, kept_out = list(test), [_span(run) for run in test]
     if test_from is not None:
-        end = max(run.time.values[-1] for run in runs)
-        aside += [late for run in rest if (late := run.sel(time=run.time >= test_from)).sizes["time"]]
-        rest = _without(rest, [(test_from.astype("datetime64[ns]"), end)], length, step)
+        newest = max(run.time.values[-1] for run in [*runs, *validation])
+        if test_from > newest:
+            raise InputError(
+                f"--test-from {str(test_from)[:16]} sets nothing aside: the newest frame is of {str(newest)[:16]}"
+            )
+        aside += [late for run in runs if (late := run.sel(time=run.time >= test_from)).sizes["time"]]
+        kept_out.append((test_from, newest))
+    rest = _without(runs, kept_out, length, step)
     if validation:
-        chosen = _without(validation, [_span(run) for run in aside], length, step)
+        chosen = _without(validation, kept_out, length, step)
+        if not count_windows(chosen, length):
+            raise InputError(
+                "no window of --val is left: it is too short, or lies within what is set aside for testing"
+            )
         train = _without(rest, [_span(run) for run in chosen], length, step)
     else:
         train, chosen = _choose_validation(rest, length, step)
@@ -152,12 +160,12 @@ def split_or_advise(runs: Sequence[xr.DataArray], past: int, future: int, **how:
     except _TooFew:
         longest = max((run.sizes["time"] for run in runs), default=0)
         advice = f"more frames are needed: the longest run without a gap has {longest}"
-        for length in range(past + future - 1, 1, -1):
+        for length in range(min(past + future - 1, longest), 1, -1):
             try:
                 split_by_time(runs, length, **how)  # type: ignore[arg-type]
             except _TooFew:
                 continue
-            shorter = max(1, round(length * past / (past + future)))
+            shorter = min(max(1, round(length * past / (past + future))), length - 1)
             advice = f"--past {shorter} --future {length - shorter} would fit (the longest run has {longest} frames)"
             break
         raise InputError(
@@ -190,7 +198,7 @@ def _choose_validation(
         if sum(share[j] for j in chosen) + share[k] <= 0.34:  # a third, for three runs of one length
             chosen.append(k)
     if not chosen:
-        chosen = [int(np.argmin(share))]
+        chosen = [min(range(len(clusters)), key=lambda k: (share[k], -k))]
     train = [run for k, cluster in enumerate(clusters) if k not in chosen for run in cluster]
     return train, [run for k in sorted(chosen) for run in clusters[k]]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,8 @@ def optical_flow(past: Array, steps: int) -> Array:
     """Rain rates (P, Y, X) in mm/h → the last one moved along the motion field of all P, (steps, Y, X).
 
     Motion by Lucas–Kanade on dBR fields, semi-Lagrangian extrapolation of the rain rate, both from pysteps (Pulkkinen et
-    al. 2019). Missing pixels make no motion; what comes from outside the frame or from missing pixels is missing.
+    al. 2019). Missing pixels make no motion; what comes from outside the frame or from missing pixels is missing. Frames up
+    to one that is missing as a whole do not count; with fewer than two left, motion is unknown and all is missing.
 
     Raises InputError if pysteps or opencv is not installed, or if there is a single past frame.
     """
@@ -37,8 +39,14 @@ def optical_flow(past: Array, steps: int) -> Array:
             "optical-flow needs two past frames or more: train with --past 2, or leave it out of --against"
         )
     dense_lucaskanade, extrapolate, db_transform = _pysteps()
+    blank = np.flatnonzero(~np.isfinite(past).any(axis=(1, 2)))
+    past = past[blank[-1] + 1 :] if blank.size else past
+    if len(past) < 2:
+        return np.full((steps, *past.shape[1:]), np.nan, dtype=np.float32)
     dbr, _ = db_transform(past.astype(np.float64), threshold=THRESHOLD_MM_H, zerovalue=ZERO_DBR)
-    motion = dense_lucaskanade(np.ma.masked_invalid(dbr))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # single features that it could not follow; others remain
+        motion = dense_lucaskanade(np.ma.masked_invalid(dbr))
     moved = extrapolate(past[-1].astype(np.float64), motion, steps, outval=np.nan, allow_nonfinite_values=True)
     return np.asarray(moved, dtype=np.float32)
 
@@ -71,7 +79,8 @@ RAIN_ONLY = ("optical-flow",)
 
 
 def check_baselines(names: list[str], *, rain: bool) -> list[str]:
-    """The names, if they are baselines that can be computed on such frames. Raises InputError if not."""
+    """The names, once each, if they are baselines that can be computed on such frames. Raises InputError if not."""
+    names = list(dict.fromkeys(names))
     for name in names:
         if name not in BASELINES:
             raise InputError(f"--against knows {', '.join(BASELINES)}, not {name!r}")

@@ -18,11 +18,11 @@ import xarray as xr
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from ..data.axes import Step, advance, grid_spacing, step_text, time_step
+from ..data.axes import MONTH, Step, advance, grid_spacing, step_text, time_step
 from ..data.frames import check_frames, values, zr_pair
 from ..data.units import Transform, is_rain
 from ..data.windows import network_input, split_at_gaps
-from ..errors import InputError
+from ..errors import InputError, reason
 from ..nn.convlstm import ConvLSTM2d
 from ..nn.forecaster import EncoderForecaster
 from ..writing import whole_file
@@ -168,9 +168,9 @@ def architecture(network: EncoderForecaster) -> dict[str, Any]:
 
 def load(path: str | Path, *, device: str | torch.device = "cpu") -> Forecaster:
     """Read a model file. Nothing is unpickled. Raises InputError if it is not one, or breaks off."""
-    if not Path(path).is_file():
-        raise InputError(f"{path} does not exist; train a model first: stormcell train DATA -o {path}")
     try:
+        if not Path(path).is_file():
+            raise InputError(f"{path} is not there; train a model first: stormcell train DATA -o {path}")
         with safe_open(path, framework="pt") as file:
             card = json.loads((file.metadata() or {})["stormcell"])
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
@@ -178,6 +178,8 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Forecaster:
             raise InputError(f"{path} has format {card['format']}; this version of Stormcell reads {FORMAT}")
         network = EncoderForecaster(**card["architecture"])
         network.load_state_dict(weights)
+        if card["step"] != MONTH and not float(card["step"]) > 0:
+            raise ValueError(f"a step of {card['step']}")
         forecaster = Forecaster(
             network=network.to(device).eval(),
             transform=Transform.from_json(card["transform"]),
@@ -189,8 +191,8 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Forecaster:
         )
     except InputError:
         raise
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path} is not a model file of Stormcell, or breaks off ({error})") from error
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path} is not a model file of Stormcell, or breaks off ({reason(error)})") from error
     return forecaster
 
 
@@ -205,7 +207,8 @@ def save_frames(frames: xr.DataArray, path: str | Path) -> None:
         if path.suffix.lower() == ".zarr":
             dataset.to_zarr(temporary, zarr_format=2, consolidated=True)
         elif path.suffix.lower() in (".nc", ".nc4"):
-            encoding = {str(frames.name or "frames"): {"zlib": True, "complevel": 4}}
+            encoding: dict[str, dict[str, Any]] = {name: {"_FillValue": None} for name in map(str, dataset.coords)}
+            encoding[str(frames.name or "frames")] = {"zlib": True, "complevel": 4}
             # In memory first: where the disk is full, HDF5 takes the whole process down.
             temporary.write_bytes(dataset.to_netcdf(engine="h5netcdf", encoding=encoding))
         else:

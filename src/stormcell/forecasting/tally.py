@@ -67,6 +67,7 @@ class Tally:
         sums |= {name: np.zeros(shape) for name in ("se", "ae", "f", "ff", "fo", "f_wet")}
         sums |= {name: np.zeros(leads) for name in ("n", "pixels", "o", "oo", "o_wet")}
         sums |= {name: np.zeros((*shape, len(self.thresholds), len(self.scales))) for name in ("fss_num", "fss_den")}
+        levels = [float(np.float32(threshold)) for threshold in self.thresholds]  # as exact as the fields, no more
         for lead in range(leads):
             fields = [fcsts[name][lead] for name in self.forecasters]
             valid = np.isfinite(truth[lead])
@@ -81,7 +82,7 @@ class Tally:
                 sums["se"][k, lead], sums["ae"][k, lead] = ((fcst - obs) ** 2).sum(), np.abs(fcst - obs).sum()
                 sums["f"][k, lead], sums["ff"][k, lead] = fcst.sum(), (fcst**2).sum()
                 sums["fo"][k, lead], sums["f_wet"][k, lead] = (fcst * obs).sum(), (fcst >= self.wet).sum()
-                for j, threshold in enumerate(self.thresholds):
+                for j, threshold in enumerate(levels):
                     forecast_event, event = fcst >= threshold, obs >= threshold
                     hits = int((forecast_event & event).sum())
                     sums["hits"][k, lead, j] = hits
@@ -93,6 +94,11 @@ class Tally:
                         sums["fss_num"][k, lead, j, s], sums["fss_den"][k, lead, j, s] = parts
         self.times.append(reference)
         self._sums.append(sums)
+
+    @property
+    def pixels(self) -> int:
+        """Pixels compared so far, over all cases and leads."""
+        return int(sum(sums["n"].sum() for sums in self._sums))
 
     def scores(self, lead_time: npt.NDArray[np.timedelta64], *, units: str, seed: int = 0) -> xr.Dataset:
         """Scores of all cases pooled, with 95 % intervals; dims forecaster, lead_time, threshold, scale, bound."""
@@ -142,20 +148,26 @@ class Tally:
 def assign_blocks(times: Sequence[np.datetime64]) -> npt.NDArray[np.int64]:
     """Number of the block that each case is in; `times` ascend. A block holds the cases of an hour, whatever their place.
 
-    What is left at the end of a run joins the block before it.
+    What is left at the end of a run, less than an hour, joins the block before it; a run that is shorter as a whole is a
+    block of its own. Blocks start an hour apart or more.
     """
     hour = np.timedelta64(round(BLOCK_MINUTES * 60), "s")
-    starts = [times[0]]
-    for time in times:
-        if time - starts[-1] >= hour:
-            starts.append(time)
-    blocks = np.searchsorted(np.array(starts), np.array(times), side="right") - 1
-    last = [t for t, b in zip(times, blocks) if b == blocks[-1]]
-    spacing = min((b - a for a, b in zip(times, times[1:]) if b > a), default=hour)
-    before = [t for t, b in zip(times, blocks) if b == blocks[-1] - 1]
-    if before and last[0] - before[-1] < hour and last[-1] - last[0] + spacing < hour:
-        blocks[blocks == blocks[-1]] -= 1
-    return blocks
+    moments = sorted(set(times))
+    spacing = min((b - a for a, b in zip(moments, moments[1:])), default=hour)
+    blocks: list[list[np.datetime64]] = []
+    for time in moments:
+        if not blocks or time - blocks[-1][0] >= hour:
+            blocks.append([])
+        blocks[-1].append(time)
+    merged: list[list[np.datetime64]] = []
+    for block in blocks:
+        rest = block[-1] - block[0] + spacing < hour
+        if merged and rest and block[0] - merged[-1][-1] < hour:
+            merged[-1] += block
+        else:
+            merged.append(block)
+    number = {time: k for k, block in enumerate(merged) for time in block}
+    return np.array([number[time] for time in times])
 
 
 def _scores(

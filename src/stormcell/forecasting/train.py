@@ -47,6 +47,7 @@ from .forecast import Forecaster
 
 _VALIDATION_SAMPLES = 48
 _VALIDATIONS = 12  # in the time given by `minutes`
+_RAIN_WEIGHT = 4.0  # of two tried and of none the best by validation (docs/log.md)
 _SAVE_EVERY = timedelta(seconds=30)
 
 
@@ -85,12 +86,14 @@ class _Training(lightning.LightningModule):
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         self.network, self.recipe, self.identity, self.windows = plan.network, plan.recipe, plan.identity, plan.training
+        self.rain_weight = _RAIN_WEIGHT if plan.forecaster.transform.rain else 0.0
         self.timer: Timer | None = None
 
     def loss(self, forecast: Tensor, batch: Sample) -> Tensor:
-        """Mean over valid pixels of error² + |error|, in the encoded range."""
-        error = torch.where(batch["valid"], forecast - batch["y"], 0)
-        return (error**2 + error.abs()).sum() / batch["valid"].sum().clamp(min=1)
+        """Mean over valid pixels of error² + |error| in the encoded range; heavy rain, which is rare, weighs more."""
+        error = forecast - batch["y"]
+        weight = batch["valid"] * (1 + self.rain_weight * batch["y"].clamp(0, 1))
+        return (weight * (error**2 + error.abs())).sum() / weight.sum().clamp(min=1)
 
     def training_step(self, batch: Sample, _: int) -> Tensor:
         loss = self.loss(self.network(batch["x"], self.recipe.future), batch)
@@ -238,6 +241,9 @@ def plan(
         transform = Transform.fit(
             first.attrs["units"], [values(run.isel(time=slice(None, None, 3))) for run in split.train]
         )
+    for name, part in (("training", split.train), ("validation", split.validation)):
+        if not any(np.isfinite(values(run.isel(time=t))).any() for run in part for t in range(run.sizes["time"])):
+            raise InputError(f"every pixel of the {name} frames is missing: check --missing, --gain and --variable")
     lengths = {"past": recipe.past, "future": recipe.future, "crop": recipe.crop}
     training = Windows(split.train, transform, **lengths, seed=recipe.seed)
     chosen = Windows(split.validation, transform, **lengths, seed=recipe.seed, fixed=_VALIDATION_SAMPLES)
@@ -246,8 +252,7 @@ def plan(
         network = EncoderForecaster(
             2, recipe.hidden_channels, recipe.kernel_size, patch=recipe.patch, peephole="channel", out_channels=1
         )
-    frames = [_described(run, "training") for run in training.runs]
-    frames += [_described(run, "validation") for run in chosen.runs]
+    frames = _described(training, "training") + _described(chosen, "validation")
     card = {"version": __version__, "frames": frames, "recipe": asdict(recipe)}
     fixed = replace(recipe, minutes=None, epochs=None, device="auto")
     identity = json.dumps({"recipe": asdict(fixed), "frames": [f["digest"] for f in frames]}, sort_keys=True)
@@ -255,17 +260,21 @@ def plan(
     return Plan(split, recipe, training, chosen, network, forecaster, identity)
 
 
-def _described(run: xr.DataArray, role: str) -> dict[str, Any]:
-    """What a model file says of a run it was made with; `verify` leaves out what lies in its time and area."""
+def _described(windows: Windows, role: str) -> list[dict[str, Any]]:
+    """What a model file says of the runs it was made with; `verify` leaves out what lies in their time and area."""
+    return [_described_run(run, role, whole=windows.in_memory) for run in windows.runs]
+
+
+def _described_run(run: xr.DataArray, role: str, *, whole: bool) -> dict[str, Any]:
     times = run.time.values
     digest = hashlib.blake2b(times.tobytes(), digest_size=8)
-    for k in {0, len(times) - 1}:
+    for k in range(len(times)) if whole else {0, len(times) - 1}:
         digest.update(values(run.isel(time=k)).tobytes())
     return {
         "role": role,
         "source": str(run.attrs.get("source", "")),
-        "start": str(times[0].astype("M8[s]")),
-        "end": str(times[-1].astype("M8[s]")),
+        "start": str(times[0]),
+        "end": str(times[-1]),
         "count": len(times),
         "area": area(run),
         "digest": digest.hexdigest(),
@@ -306,6 +315,13 @@ def dry_run(plan: Plan) -> dict[str, str]:
     }
 
 
+def check_model_path(path: Path) -> None:
+    """Raise InputError if no model file can be written there."""
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path}: a model file ends in .safetensors")
+    check_writable(path)
+
+
 def train(
     plan: Plan, output: str | Path, *, resume: bool = False, progress: bool = True, command: str | None = None
 ) -> Forecaster:
@@ -317,9 +333,7 @@ def train(
     Raises InputError if `output` cannot be written, or `resume` finds nothing that fits.
     """
     output = Path(output)
-    if output.suffix != ".safetensors":
-        raise InputError(f"{output}: a model file ends in .safetensors")
-    check_writable(output)
+    check_model_path(output)
     folder = output.with_suffix(".training")
     last = folder / "last.ckpt"
     if resume:
@@ -362,7 +376,7 @@ def _fit(plan: Plan, folder: Path, reporter: _Reporter, *, resume: bool) -> tupl
         timing["check_val_every_n_epoch"] = None
     with _quiet(), _own_ctrl_c():
         trainer = lightning.Trainer(
-            accelerator="gpu" if recipe.device.startswith("cuda") else recipe.device,
+            accelerator={"cuda": "gpu"}.get(kind := recipe.device.split(":")[0], kind),
             devices=1,
             callbacks=callbacks,
             logger=CSVLogger(folder, name="log"),
@@ -418,17 +432,23 @@ def _best(plan: Plan, folder: Path, reporter: _Reporter, *, updates: int, comman
 def _check_resumable(last: Path, plan: Plan) -> None:
     if not last.exists():
         raise InputError(f"there is nothing to resume: {last} does not exist; train without --resume first")
+    now = json.loads(plan.identity)
     try:
-        identity = torch.load(last, weights_only=True, map_location="cpu")["stormcell"]
+        checkpoint = torch.load(last, weights_only=True, map_location="cpu")
+        before, epoch = json.loads(checkpoint["stormcell"]), int(checkpoint["epoch"])
+        changed = [key for key in now["recipe"] if before["recipe"].get(key) != now["recipe"][key]]
+        same_frames = before["frames"] == now["frames"]
     except Exception as error:  # torch raises pickle, zip and runtime errors alike
-        raise InputError(f"{last} cannot be read ({error}); train without --resume") from error
-    before, now = json.loads(identity), json.loads(plan.identity)
-    changed = [key for key in now["recipe"] if before["recipe"].get(key) != now["recipe"][key]]
+        raise InputError(
+            f"{last} is not a checkpoint of this program, or is damaged; train without --resume"
+        ) from error
     if changed:
-        options = ", ".join("--" + key.replace("_", "-") for key in changed)
+        options = ", ".join("--" + key.removesuffix("_channels").replace("_", "-") for key in changed)
         raise InputError(f"{last} was made with another {options}: give the same options, or train without --resume")
-    if before["frames"] != now["frames"]:
+    if not same_frames:
         raise InputError(f"{last} was made with other frames: give the same DATA, or train without --resume")
+    if plan.recipe.epochs is not None and epoch >= plan.recipe.epochs:
+        raise InputError(f"{last} is in epoch {epoch + 1} already: give --epochs {epoch + 1} or more")
 
 
 def _loader(windows: Windows, batch: int, *, shuffle: bool = False, seed: int = 0) -> DataLoader[Sample]:

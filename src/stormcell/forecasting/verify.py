@@ -16,7 +16,7 @@ from ..data.axes import advance, area, grid_spacing
 from ..data.frames import check_frames, in_memory, values, zr_pair
 from ..data.units import is_rain, to_rain_rate
 from ..data.windows import fits_memory, split_at_gaps
-from ..errors import InputError
+from ..errors import InputError, reason
 from .baselines import BASELINES, Array, check_baselines
 from .forecast import Forecaster
 from .tally import Tally
@@ -54,6 +54,8 @@ def verify(
     fcsts = [fcst] if isinstance(fcst, xr.DataArray) else list(fcst)
     if not fcsts:
         raise InputError("there is no forecast to verify")
+    if past < 1:
+        raise InputError(f"past must be 1 or more, not {past}")
     obs = check_frames(obs)
     units = obs.attrs["units"]
     rain = is_rain(units)
@@ -61,7 +63,7 @@ def verify(
     truth_all = _quantity(values(obs), obs)
     mean, deviation = float(np.nanmean(truth_all)), float(np.nanstd(truth_all))
     levels = _levels(thresholds, rain=rain, low=mean, high=mean + deviation)
-    tally = Tally(["stormcell", *names], levels[0], tuple(scales), levels[1])
+    tally = Tally(["stormcell", *names], levels[0], tuple(dict.fromkeys(scales)), levels[1])
     index = {t: k for k, t in enumerate(obs.time.values)}
     for one in fcsts:
         one = check_frames(one)
@@ -101,7 +103,7 @@ def _baseline(name: str, past: Array, steps: int, reference: np.datetime64) -> A
         raise
     except Exception as error:  # whatever a library makes of a field
         when = str(reference.astype("M8[m]")).replace("T", " ")
-        raise InputError(f"{name} failed from {when} UTC ({error}); leave it out with --against") from error
+        raise InputError(f"{name} failed from {when} UTC ({reason(error)}); leave it out of --against") from error
 
 
 def _quantity(data: Array, frames: xr.DataArray) -> Array:
@@ -114,12 +116,12 @@ def _levels(
     thresholds: Sequence[float] | None, *, rain: bool, low: float, high: float
 ) -> tuple[tuple[float, ...], float]:
     """Thresholds of events and of the wet area; `low` and `high` are the default for a plain quantity."""
-    if thresholds is not None and (not len(thresholds) or not np.isfinite(thresholds).all()):
+    if thresholds is None:
+        thresholds = THRESHOLDS_MM_H if rain else (float(f"{low:.4g}"), float(f"{high:.4g}"))
+    chosen = tuple(dict.fromkeys(float(t) for t in thresholds))
+    if not chosen or not np.isfinite(chosen).all():
         raise InputError("--thresholds must be one number or more, such as 0.5,2,5")
-    if rain:
-        return tuple(thresholds or THRESHOLDS_MM_H), WET_MM_H
-    chosen = tuple(thresholds or (float(f"{low:.4g}"), float(f"{high:.4g}")))
-    return chosen, chosen[0]
+    return chosen, WET_MM_H if rain else chosen[0]
 
 
 def _with_scale_km(scores: xr.Dataset, spacing: float | None) -> xr.Dataset:
@@ -163,7 +165,8 @@ def seen(frames: xr.DataArray, card: Mapping[str, Any]) -> npt.NDArray[np.bool_]
 
 
 def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+    """Whether two areas (west, south, east, north in degrees) share ground; 280° and -80° are one longitude."""
+    return a[1] < b[3] and b[1] < a[3] and any(a[0] + turn < b[2] and b[0] < a[2] + turn for turn in (-360, 0, 360))
 
 
 def hindcast(
@@ -188,6 +191,8 @@ def hindcast(
     transform, units = forecaster.transform, "mm/h" if forecaster.transform.rain else forecaster.transform.units
     names = check_baselines(list(against), rain=transform.rain)
     steps = forecaster.future if steps is None else steps
+    if steps < 1:
+        raise InputError(f"--steps must be 1 or more, not {steps}")
     for run in runs:
         forecaster.check(run, any_grid=any_grid)
     length = forecaster.past + steps
@@ -207,7 +212,7 @@ def hindcast(
     if fits_memory(runs):
         runs = [in_memory(run) for run in runs]  # each frame is in many cases
     levels = _levels(thresholds, rain=transform.rain, low=transform.low, high=transform.high)
-    tally = Tally(["stormcell", *names], levels[0], tuple(scales), levels[1])
+    tally = Tally(["stormcell", *names], levels[0], tuple(dict.fromkeys(scales)), levels[1])
     picks = {(2 * k + 1) * len(fresh) // (2 * sample_count) for k in range(sample_count)}
     samples = []
     for number, (r, t) in enumerate(progress(fresh)):
@@ -222,6 +227,8 @@ def hindcast(
             samples.append(
                 _sample(case.isel(time=slice(forecaster.past, None)), reference, {"observed": truth, **fields})
             )
+    if not tally.pixels:
+        raise InputError("no pixel is valid in both truth and forecast: all frames are missing, or never seen")
     first = runs[fresh[0][0]].time.values[0]
     lead = np.array([advance(first, forecaster.step, k + 1) - first for k in range(steps)])
     scores = _with_scale_km(tally.scores(lead, units=units), grid_spacing(runs[0]))

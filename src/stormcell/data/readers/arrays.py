@@ -1,11 +1,10 @@
-"""NumPy files: `.npy` with frames (time, y, x) or one frame (y, x); `.npz` with such an array and, if it has them, time, x, y.
+"""NumPy files: `.npy` with frames (time, y, x) or one frame (y, x); `.npz` with such an array and, if there, time, x, y, units.
 
 Nothing is unpickled: an array of Python objects is refused.
 """
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +15,29 @@ from ...errors import InputError
 from .raw import stack
 
 SUFFIXES = (".npy", ".npz")
+_MAGIC = {b"\x93NUMPY": ".npy", b"PK\x03\x04": ".npz"}
 
 
 def read(path: Path, variable: str | None = None) -> xr.DataArray:
-    """Frames of one file; a `.npy` is mapped, not loaded.
+    """Frames of one file; a `.npy` is mapped, not loaded. What is in the file counts, not its suffix.
 
-    Raises InputError if the file is damaged, holds Python objects, or if it is not clear which array is meant.
+    Raises InputError if it is no NumPy file, holds Python objects, or if it is not clear which array is meant.
     """
+    with path.open("rb") as stream:
+        start = stream.read(6)
+    kind = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
+    if kind is None:
+        raise InputError(f"{path} is not a NumPy file: save frames with numpy.save or numpy.savez")
     try:
-        if path.suffix.lower() == ".npy":
+        if kind == ".npy":
             return _frames(np.load(path, mmap_mode="r", allow_pickle=False), path)
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return _from_npz(file, path, variable)
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} cannot be read as a NumPy file ({error})") from error
+    except InputError:
+        raise
     except ValueError as error:
         if "allow_pickle" not in str(error) and "objects" not in str(error).lower():
-            raise InputError(f"{path} cannot be read as a NumPy file ({error})") from error
+            raise
         raise InputError(f"{path} holds Python objects, which are not unpickled: save plain numbers") from error
 
 
@@ -60,6 +65,6 @@ def _from_npz(file: Any, path: Path, variable: str | None) -> xr.DataArray:
     for axis in ("x", "y"):
         if axis in headers:
             frames = frames.assign_coords({axis: headers[axis]})
-    if "units" in headers:
-        frames.attrs["units"] = str(headers["units"])
+    if "units" in headers and headers["units"].size == 1:
+        frames.attrs["units"] = str(headers["units"].item())
     return frames

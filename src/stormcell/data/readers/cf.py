@@ -18,21 +18,20 @@ _AXES = {
     "y": ("y", "lat", "latitude", "yc", "northing", "south_north", "rlat"),
     "x": ("x", "lon", "longitude", "xc", "easting", "west_east", "rlon"),
 }
+_NONE = xr.DataArray([np.nan])
 _PRECIPITATION = re.compile(r"precip|rain|prcp|\btp\b|reflectivity|dbz", re.IGNORECASE)
 
 
 def open_dataset(path: Path) -> xr.Dataset:
-    """Open lazily. Raises InputError if the file is no NetCDF or Zarr, or breaks off."""
-    try:
-        if path.suffix.lower() == ".zarr" or path.is_dir():
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)  # a store without consolidated metadata is fine
-                return xr.open_zarr(path, chunks={}, decode_timedelta=False)
-        return xr.open_dataset(path, chunks={}, decode_timedelta=False)
-    except Exception as error:  # each backend raises what it likes; the user needs the file's name
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        kind = "Zarr store" if path.is_dir() else "NetCDF file"
-        raise InputError(f"{path} cannot be read as a {kind} ({reason[:200]})") from error
+    """Open lazily. Raises InputError if the file is no NetCDF."""
+    if path.is_dir():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a store without consolidated metadata is fine
+            return xr.open_zarr(path, chunks={}, decode_timedelta=False)
+    with path.open("rb") as stream:
+        if not stream.read(4).startswith((b"CDF", b"\x89HDF")):
+            raise InputError(f"{path} is not a NetCDF file")
+    return xr.open_dataset(path, chunks={}, decode_timedelta=False)
 
 
 def _role(dataset: xr.Dataset, name: str) -> str | None:
@@ -74,7 +73,8 @@ def is_precipitation(value: xr.DataArray, name: str) -> bool:
 def read(path: Path, variable: str | None = None) -> xr.DataArray:
     """One variable with axes (time, y, x), raw but for CF's scale, offset and fill value.
 
-    Attributes handed on: units, precipitation (whether it calls itself that), and the CRS as CF attributes or a string.
+    Attributes handed on: units, precipitation (whether it calls itself that), forecast (whether it is one that this
+    program made), and the CRS as CF attributes or a string.
     Raises InputError if it is not clear which variable or axes are meant.
     """
     dataset = open_dataset(path)
@@ -89,21 +89,27 @@ def read(path: Path, variable: str | None = None) -> xr.DataArray:
     for role in ("x", "y"):  # the last unnamed axes are the grid
         if role not in names.values() and free:
             names[free.pop()] = role
-    frames = frames.squeeze([d for d in frames.dims if str(d) not in names], drop=False)
     if free or not {"y", "x"} <= set(names.values()):
         raise InputError(
             f"{path}: {name} has the axes {', '.join(map(str, dataset[name].dims))}; frames need time, y and x. "
             "Select the others away first"
         )
+    frames = frames.squeeze([d for d in frames.dims if str(d) not in names], drop=False)
     frames = frames.rename({dim: role for dim, role in names.items() if dim != role and dim in frames.dims})
     if "time" not in frames.dims:
         frames = _with_time(frames, dataset, path)
     frames = frames.transpose("time", "y", "x")
+    for dim, axis in names.items():
+        if dim.lower() in ("lat", "latitude", "lon", "longitude") and axis in frames.coords:
+            frames[axis].attrs.setdefault("units", "degrees")
+    pair = {key: frames.attrs[key] for key in ("zr_a", "zr_b") if isinstance(frames.attrs.get(key), (float, np.number))}
     frames.attrs = {
         "units": frames.attrs.get("units", ""),
         "precipitation": is_precipitation(frames, name),
         "crs": _crs(dataset, dataset[name]),
-        **{key: frames.attrs[key] for key in ("zr_a", "zr_b", "long_name", "standard_name") if key in frames.attrs},
+        "forecast": "lead_time" in dataset.coords and dataset.coords.get("forecast_reference_time", _NONE).ndim == 0,
+        **pair,
+        **{key: frames.attrs[key] for key in ("long_name", "standard_name") if key in frames.attrs},
     }
     keep = {"time", "y", "x"}
     return frames.drop_vars([c for c in frames.coords if c not in keep]).rename(name)

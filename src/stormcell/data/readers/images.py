@@ -12,12 +12,13 @@ import dask.array
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from PIL import GifImagePlugin, Image
+from PIL import GifImagePlugin, Image, TiffImagePlugin
 
-from ...errors import InputError
+from ...errors import InputError, reason
 from .raw import stack
 
 SUFFIXES = (".png", ".gif", ".tif", ".tiff")
+_SUBFILE_TYPE = 254  # TIFF 6.0: bit 0 is set for a reduced copy of another page
 # Pillow's modes with one number a pixel.
 _MODES = {
     "1": np.uint8,
@@ -39,7 +40,7 @@ def _decode(path: Path, index: int) -> npt.NDArray[np.generic]:
             pixels = np.asarray(image)
             palette = np.asarray(image.getpalette() or [], dtype=np.uint8).reshape(-1, 3)
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise InputError(f"{path} breaks off or is damaged ({error}): take it out or fetch it again") from error
+        raise InputError(f"{path} breaks off or is damaged ({reason(error)}): take it out or fetch it again") from error
     if pixels.ndim == 3 and _grey(pixels):  # a later frame of a GIF with a grey palette of its own
         return pixels[..., 0]
     if pixels.ndim != 2:
@@ -56,15 +57,13 @@ def _grey(colours: npt.NDArray[np.uint8]) -> bool:
 
 
 def read(path: Path) -> xr.DataArray:
-    """Frames of one picture file; pixels are decoded when they are used.
+    """Frames of one picture file; pixels are decoded when they are used. Overviews in a TIFF are no frames.
 
-    Raises InputError if Pillow cannot read it or if it is a colour picture.
+    Raises InputError if it is a colour picture.
     """
-    try:
-        with Image.open(path) as image:
-            count, size, mode = getattr(image, "n_frames", 1), image.size, image.mode
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{path} is not a picture that can be read ({error})") from error
+    with Image.open(path) as image:
+        size, mode = image.size, image.mode
+        indices = [k for k in range(getattr(image, "n_frames", 1)) if _is_frame(image, k, size)]
     if mode not in _MODES:
         raise InputError(
             f"{path} is a colour picture ({mode}): frames need one value a pixel, grey or palette; "
@@ -72,6 +71,13 @@ def read(path: Path) -> xr.DataArray:
         )
     shape = (size[1], size[0])
     planes = [
-        dask.array.from_delayed(dask.delayed(_decode)(path, index), shape, dtype=_MODES[mode]) for index in range(count)
+        dask.array.from_delayed(dask.delayed(_decode)(path, index), shape, dtype=_MODES[mode]) for index in indices
     ]
     return stack(dask.array.stack(planes), path)
+
+
+def _is_frame(image: Image.Image, index: int, size: tuple[int, int]) -> bool:
+    if index == 0 or not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return True
+    image.seek(index)
+    return image.size == size and not image.tag_v2.get(_SUBFILE_TYPE, 0) & 1
