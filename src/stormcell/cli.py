@@ -136,11 +136,10 @@ def _check_range(option: str, number: float | None, *, most: float) -> None:
 
 
 def _runs(data: Sequence[str], reading: Reading, coarsen: int) -> list[xr.DataArray]:
-    from .data.frames import coarsen as coarsened
     from .data.frames import open_runs
-    from .data.windows import split_at_gaps
+    from .data.windows import runs_of
 
-    return [run for frames in open_runs(data, reading) for run in split_at_gaps(coarsened(frames, coarsen))]
+    return runs_of(open_runs(data, reading), coarsen=coarsen)
 
 
 def _device(name: str) -> str:

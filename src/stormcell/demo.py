@@ -10,7 +10,7 @@ import xarray as xr
 
 from .data.frames import open_frames
 from .data.synthetic import advected_rain
-from .data.windows import split_at_gaps
+from .data.windows import runs_of
 from .errors import InputError
 from .forecasting.forecast import load, save_frames
 from .forecasting.tally import scores_to_json
@@ -53,11 +53,11 @@ def run_demo(folder: Path, *, minutes: float, seed: int = 0) -> bool:
         seed=seed,
         device="cpu",
     )
-    prepared = plan(split_at_gaps(open_frames(folder / "rain.nc")), recipe)
+    prepared = plan(runs_of([open_frames(folder / "rain.nc")]), recipe)
     train(prepared, folder / "model.safetensors")
 
     forecaster = load(folder / "model.safetensors")
-    storms = split_at_gaps(open_frames(folder / "unseen.nc"))
+    storms = runs_of([open_frames(folder / "unseen.nc")])
     found = hindcast(forecaster, storms)
     print_scores(found.scores)
     with whole_file(folder / "scores.json") as temporary:

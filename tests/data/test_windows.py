@@ -19,6 +19,7 @@ from stormcell.data.windows import (
     common_step,
     count_windows,
     network_input,
+    runs_of,
     split_at_gaps,
     split_by_time,
     split_or_advise,
@@ -248,3 +249,14 @@ def test_frames_that_do_not_fit_memory_are_read_window_by_window(
     for index in (0, 11, 40):
         for key, value in in_memory[index].items():
             assert torch.equal(from_disk[index][key], value)
+
+
+def test_runs_are_coarse_without_gaps_and_in_memory_where_they_fit(
+    rain: xr.DataArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_disk = rain.chunk({"time": 1})
+    runs = runs_of([on_disk, on_disk.isel(y=slice(0, 20))], coarsen=2)
+    assert [run.shape for run in runs] == [(12, 16, 16)] * 30 + [(12, 10, 16)] * 30
+    assert all(run.chunks is None for run in runs)
+    monkeypatch.setattr("stormcell.data.windows.MEMORY_LIMIT", 0)
+    assert all(run.chunks is not None for run in runs_of([on_disk]))

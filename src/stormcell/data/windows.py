@@ -19,7 +19,8 @@ from torch.utils.data import Dataset
 
 from ..errors import InputError
 from .axes import Step, advance, follows, step_text, time_step
-from .frames import values, zr_pair
+from .frames import coarsen as coarsened
+from .frames import in_memory, values, zr_pair
 from .units import Transform
 
 MEMORY_LIMIT = 4 * 2**30  # bytes of float32 frames that are kept in memory; above it windows are read from disk
@@ -39,6 +40,17 @@ def split_at_gaps(frames: xr.DataArray) -> list[xr.DataArray]:
         return [frames]
     cuts = [k + 1 for k in range(len(times) - 1) if not follows(times[k], times[k + 1], step)]
     return [frames.isel(time=slice(a, b)) for a, b in zip([0, *cuts], [*cuts, len(times)])]
+
+
+def runs_of(series: Sequence[xr.DataArray], *, coarsen: int = 1) -> list[xr.DataArray]:
+    """Series of frames → runs, of means over coarsen × coarsen pixels; in memory where they fit.
+
+    Read at once, since picking one frame out of a long series on disk costs as much as the frame itself.
+    """
+    series = [coarsened(frames, coarsen) for frames in series]
+    if fits_memory(series):
+        series = [in_memory(frames) for frames in series]
+    return [run for frames in series for run in split_at_gaps(frames)]
 
 
 def common_step(runs: Sequence[xr.DataArray]) -> Step:

@@ -13,9 +13,9 @@ import numpy.typing as npt
 import xarray as xr
 
 from ..data.axes import advance, area, grid_spacing
-from ..data.frames import check_frames, in_memory, values, zr_pair
+from ..data.frames import check_frames, values, zr_pair
 from ..data.units import is_rain, to_rain_rate
-from ..data.windows import fits_memory, split_at_gaps
+from ..data.windows import split_at_gaps
 from ..errors import InputError, reason
 from .baselines import BASELINES, Array, check_baselines
 from .forecast import Forecaster
@@ -181,8 +181,9 @@ def hindcast(
     sample_count: int = 3,
     progress: Callable[[Sequence[Start]], Iterable[Start]] = iter,
 ) -> Hindcast:
-    """Forecast from every start time in `runs` (without gaps) and verify. Cases with frames that the model was trained or
-    chosen on are left out.
+    """Forecast from every start time in `runs` (see `windows.runs_of`) and verify.
+
+    Cases with frames that the model was trained or chosen on are left out.
 
     `progress` wraps the list of cases, to show a bar. Samples are taken evenly over the cases, not by merit.
 
@@ -209,8 +210,6 @@ def hindcast(
         raise InputError(
             f"all {len(starts)} cases have frames that this model was trained or chosen on: verify it on other frames"
         )
-    if fits_memory(runs):
-        runs = [in_memory(run) for run in runs]  # each frame is in many cases
     levels = _levels(thresholds, rain=transform.rain, low=transform.low, high=transform.high)
     tally = Tally(["stormcell", *names], levels[0], tuple(dict.fromkeys(scales)), levels[1])
     picks = {(2 * k + 1) * len(fresh) // (2 * sample_count) for k in range(sample_count)}

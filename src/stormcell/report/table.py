@@ -40,10 +40,10 @@ def lead_choice(scores: xr.Dataset, most: int = _MOST_LEADS) -> list[int]:
 def score_tables(scores: xr.Dataset) -> list[Table]:
     """Two tables: CSI at each threshold with its interval; then the other scores."""
     units = scores.attrs["units"]
-    csi = Table(title=f"CSI (threshold in {units})", box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    csi = Table(title=f"CSI (threshold in {units})", box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
     low, scale = scores.threshold.values[0], scores.scale.values[scores.sizes["scale"] // 2]
     title = f"Other scores (POD, FAR, bias and FSS at ≥ {low:g} {units}, FSS in windows of {scale} pixels)"
-    rest = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    rest = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
     for table in (csi, rest):
         table.add_column("lead")
         table.add_column("forecaster")
