@@ -336,3 +336,10 @@ def test_threads_give_their_core_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
     _share_cores()
     assert os.environ["GOMP_SPINCOUNT"] == "7"
+
+
+def test_without_the_extras_the_command_says_what_to_install() -> None:
+    code = "import sys; sys.modules['typer'] = None; from stormcell.__main__ import main; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("stormcell: the command line needs typer, which is not installed: pip install")

@@ -500,7 +500,3 @@ def main(arguments: Iterable[str] | None = None) -> int:
         error.show()  # wrong usage; typer brings its own click, whose exceptions cannot be imported by one name
         return int(error.exit_code)
     return int(code or 0)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

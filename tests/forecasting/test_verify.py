@@ -74,15 +74,15 @@ def test_hindcast_is_forecast_and_verify_from_every_start(model: Forecaster, rai
     alone = verify(fcsts, rain, past=3, scales=(5,))
     for name in ("csi", "mse", "fss", "wet_area", "csi_interval"):
         np.testing.assert_allclose(found.scores[name], alone[name], rtol=1e-5, equal_nan=True)
-    assert found.left_out_cases == 0
+    assert found.scores.attrs["left_out_cases"] == 0
     assert [len(rows) for _, rows in found.samples] == [3, 3, 3]
 
 
 def test_frames_the_model_was_made_with_are_left_out(model: Forecaster, rain: xr.DataArray) -> None:
     found = hindcast(model, split_at_gaps(rain))
     assert found.scores.attrs["cases"] == 5 * 8
-    assert found.left_out_cases == 25 * 8
-    assert found.left_out_frames == 25 * 12
+    assert found.scores.attrs["left_out_cases"] == 25 * 8
+    assert found.scores.attrs["left_out_frames"] == 25 * 12
     with pytest.raises(InputError, match="all 200 cases have frames that this model was trained or chosen on"):
         hindcast(model, split_at_gaps(rain)[:25])
 

@@ -102,6 +102,8 @@ def _read(path: Path, reading: Reading) -> xr.DataArray:
         raise InputError(f"{path} holds no frames: it has the shape {part.shape}")
     if "time" in part.coords and part.time.dtype.kind != "M":
         raise InputError(f"{path}: its times are no dates of the standard calendar ({part.time.dtype})")
+    if "time" in part.coords:
+        part = part.assign_coords(time=part.time.values.astype("datetime64[ns]"))
     if reading.units is None and not part.attrs.get("units"):
         raise InputError(f"{path} does not say in what unit it is: give --units, such as mm/h or dBZ")
     part.attrs["source"] = str(path)
@@ -177,7 +179,7 @@ def check_frames(frames: xr.DataArray) -> xr.DataArray:
     if "time" not in frames.coords or frames.time.dtype.kind != "M":
         raise InputError(f"{source}: expected a time coordinate of datetime64")
     _check_order(frames)
-    frames = frames.transpose("time", "y", "x")
+    frames = frames.assign_coords(time=frames.time.astype("datetime64[ns]")).transpose("time", "y", "x")
     for axis in ("x", "y"):
         if axis not in frames.coords or "units" not in frames[axis].attrs:
             return with_grid(frames.astype(np.float32))

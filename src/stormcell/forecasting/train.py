@@ -362,6 +362,7 @@ def train(
 def _fit(plan: Plan, folder: Path, reporter: _Reporter, *, resume: bool) -> tuple[int, bool]:
     """Run Lightning's loop; returns the number of updates, and whether Ctrl-C ended it."""
     recipe, last = plan.recipe, folder / "last.ckpt"
+    kind, _, number = recipe.device.partition(":")
     module = _Training(plan)
     best = ModelCheckpoint(
         folder, "best", monitor="val_loss", save_top_k=1, enable_version_counter=False, save_weights_only=True
@@ -376,8 +377,8 @@ def _fit(plan: Plan, folder: Path, reporter: _Reporter, *, resume: bool) -> tupl
         timing["check_val_every_n_epoch"] = None
     with _quiet(), _own_ctrl_c():
         trainer = lightning.Trainer(
-            accelerator={"cuda": "gpu"}.get(kind := recipe.device.split(":")[0], kind),
-            devices=1,
+            accelerator="gpu" if kind == "cuda" else kind,
+            devices=[int(number)] if kind == "cuda" and number else 1,
             callbacks=callbacks,
             logger=CSVLogger(folder, name="log"),
             enable_progress_bar=False,

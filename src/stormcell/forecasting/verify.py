@@ -61,7 +61,8 @@ def verify(
     rain = is_rain(units)
     names = check_baselines(list(against), rain=rain)
     truth_all = _quantity(values(obs), obs)
-    mean, deviation = float(np.nanmean(truth_all)), float(np.nanstd(truth_all))
+    known = truth_all[np.isfinite(truth_all)]
+    mean, deviation = (float(known.mean()), float(known.std())) if known.size else (0.0, 1.0)
     levels = _levels(thresholds, rain=rain, low=mean, high=mean + deviation)
     tally = Tally(["stormcell", *names], levels[0], tuple(dict.fromkeys(scales)), levels[1])
     index = {t: k for k, t in enumerate(obs.time.values)}
@@ -86,8 +87,9 @@ def verify(
         if names:
             if reference not in index:
                 raise InputError("baselines need the observed frames up to the reference time of the forecast")
-            known = split_at_gaps(obs.isel(time=slice(None, index[reference] + 1)))[-1]
-            before = truth_all[index[reference] + 1 - min(past, known.sizes["time"]) : index[reference] + 1]
+            end = index[reference] + 1
+            run = split_at_gaps(obs.isel(time=slice(None, end)))[-1]
+            before = truth_all[end - min(past, run.sizes["time"]) : end]
             fields |= {name: _baseline(name, before, len(truth), reference) for name in names}
         tally.add(reference, truth, fields)
     lead = fcsts[0].time.values - fcsts[0].forecast_reference_time.values
@@ -139,12 +141,10 @@ Start = tuple[int, int]
 
 @dataclass(frozen=True)
 class Hindcast:
-    """What `hindcast` found: scores, fields of a few cases to look at, and what was left out."""
+    """What `hindcast` found: scores, whose attrs say what was left out, and the fields of a few cases to look at."""
 
     scores: xr.Dataset
     samples: list[tuple[str, dict[str, xr.DataArray]]]
-    left_out_cases: int
-    left_out_frames: int
 
 
 def seen(frames: xr.DataArray, card: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
@@ -233,7 +233,7 @@ def hindcast(
     scores = _with_scale_km(tally.scores(lead, units=units), grid_spacing(runs[0]))
     scores.attrs["left_out_cases"] = len(starts) - len(fresh)
     scores.attrs["left_out_frames"] = int(sum(k.sum() for k in known))
-    return Hindcast(scores, samples, scores.attrs["left_out_cases"], scores.attrs["left_out_frames"])
+    return Hindcast(scores, samples)
 
 
 def _sample(

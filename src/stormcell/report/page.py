@@ -204,7 +204,7 @@ def _facts(scores: xr.Dataset, given: Mapping[str, str]) -> dict[str, str]:
     if "cases" in attrs and "cases" not in known:
         facts["Cases"] = f"{int(attrs['cases'])}"
     if "blocks" in attrs and "blocks" not in known:
-        length = f" of {attrs['block_minutes']:g} minutes" if "block_minutes" in attrs else ""
+        length = f" of {attrs['block_minutes']:g} minutes or more" if "block_minutes" in attrs else ""
         facts["Blocks"] = f"{int(attrs['blocks'])}{length}"
     if "valid_share" in scores and "valid pixels" not in known:
         low, high = (

@@ -25,10 +25,7 @@ def report_verification(
     training = [entry for entry in card.get("frames", []) if entry["role"] == "training"]
     facts = {
         "Model": model,
-        "Trained on": f"{sum(entry['count'] for entry in training)} frames, "
-        f"{min(entry['start'] for entry in training)} to {max(entry['end'] for entry in training)}"
-        if training
-        else "unknown",
+        "Trained on": _span(training) if training else "unknown",
         "Updates": str(card.get("updates", "unknown")),
         "Data": data,
         "Left out": f"{attrs.get('left_out_cases', 0)} cases with frames the model was trained or chosen on",
@@ -47,3 +44,9 @@ def report_verification(
         facts=facts,
         notes=notes,
     )
+
+
+def _span(entries: Sequence[Mapping[str, Any]]) -> str:
+    first, last = min(entry["start"] for entry in entries), max(entry["end"] for entry in entries)
+    first, last = (time[:16].replace("T", " ") for time in (first, last))
+    return f"{sum(entry['count'] for entry in entries)} frames, {first} to {last} UTC"
