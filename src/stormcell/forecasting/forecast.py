@@ -6,11 +6,13 @@ grid spacing, past and future lengths, the frames it was trained and chosen on, 
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5netcdf
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -209,8 +211,12 @@ def save_frames(frames: xr.DataArray, path: str | Path) -> None:
         elif path.suffix.lower() in (".nc", ".nc4"):
             encoding: dict[str, dict[str, Any]] = {name: {"_FillValue": None} for name in map(str, dataset.coords)}
             encoding[str(frames.name or "frames")] = {"zlib": True, "complevel": 4}
-            # In memory first: where the disk is full, HDF5 takes the whole process down.
-            temporary.write_bytes(dataset.to_netcdf(engine="h5netcdf", encoding=encoding))
+            # In memory first: where the disk is full, HDF5 takes the whole process down. Not by `to_netcdf`, which makes
+            # no bytes with h5netcdf in the last xarray for Python 3.10.
+            buffer = io.BytesIO()
+            with h5netcdf.File(buffer, "w") as file:
+                dataset.dump_to_store(xr.backends.H5NetCDFStore(file), encoding=encoding)
+            temporary.write_bytes(buffer.getvalue())
         else:
             raise InputError(f"{path}: expected a file that ends in .nc, .zarr, .png, .gif or .mp4")
 
