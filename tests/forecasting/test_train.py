@@ -164,8 +164,12 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 def _begin(folder: Path, *more: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "stormcell", "train", str(folder / "rain.nc"), "-o", str(folder / "m.safetensors")]
     sizes = ["--past", "3", "--future", "2", "--crop", "32", "--batch", "2", "--hidden", "8,8"]
-    options = [*sizes, "--epochs", "20", "--device", "cpu"]
-    return subprocess.Popen([*command, *options, *more], stderr=subprocess.PIPE, text=True, cwd=folder)
+    options = [*sizes, "--epochs", "40", "--device", "cpu"]
+    # Tests may themselves run in the background of a shell, where Ctrl-C is ignored and children inherit that.
+    listen = None if os.name == "nt" else (lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    return subprocess.Popen(
+        [*command, *options, *more], stderr=subprocess.PIPE, text=True, cwd=folder, preexec_fn=listen
+    )
 
 
 def wait_for(process: subprocess.Popen[str], word: str) -> list[str]:
@@ -208,7 +212,7 @@ def test_kill_9_then_resume(rain: xr.DataArray, tmp_path: Path, start: Start) ->
     assert first > reached
     resumed.communicate(timeout=120)
     assert resumed.returncode == 0
-    assert load(tmp_path / "m.safetensors").card["updates"] == len(plan_of(tmp_path)) * 20
+    assert load(tmp_path / "m.safetensors").card["updates"] == len(plan_of(tmp_path)) * 40
     logged = updates(tmp_path)
     assert len(logged) == 2
     assert min(logged[1]) >= reached
@@ -226,7 +230,8 @@ def plan_of(folder: Path) -> range:
 @pytest.mark.skipif(os.name == "nt", reason="a test cannot send Ctrl-C on Windows")
 def test_ctrl_c_leaves_a_usable_model_and_a_checkpoint(rain: xr.DataArray, tmp_path: Path, start: Start) -> None:
     save_frames(rain.isel(time=slice(0, 8 * 12)), tmp_path / "rain.nc")
-    process = start()
+    endless = ("--epochs", "100000")
+    process = start(*endless)
     wait_for(process, "update")
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
@@ -235,7 +240,28 @@ def test_ctrl_c_leaves_a_usable_model_and_a_checkpoint(rain: xr.DataArray, tmp_p
     assert "has the best weights so far; add --resume to the same command to go on" in err
     assert "Traceback" not in err
     load(tmp_path / "m.safetensors")
-    wait_for(start("--resume"), "update")
+    wait_for(start("--resume", *endless), "update")
+
+
+def test_ctrl_c_is_heard_after_the_update_and_a_second_one_at_once() -> None:
+    from stormcell.forecasting.train import _CtrlC
+
+    outer = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        ctrl_c = _CtrlC()
+        with ctrl_c.heard():
+            ctrl_c.on_train_batch_end()
+            signal.raise_signal(signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                ctrl_c.on_train_batch_end()
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with _CtrlC().heard():
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # a job in the background of a shell
+    finally:
+        signal.signal(signal.SIGINT, outer)
 
 
 def test_a_new_training_keeps_the_unfinished_one(storms: list[xr.DataArray], tmp_path: Path) -> None:

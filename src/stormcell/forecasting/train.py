@@ -196,6 +196,42 @@ class _Last(Callback):
             self._save(trainer)
 
 
+class _CtrlC(Callback):
+    """Ctrl-C ends the training after the update that is under way, so that nothing is half done; a second one at once.
+
+    Where the caller ignores it, as shells do for jobs in the background, so does the training.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """Listen while the block runs; afterwards the caller's handler is back, which Lightning turns off otherwise."""
+        handler = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is not threading.main_thread() or handler in (signal.SIG_IGN, None):
+            yield
+            return
+        signal.signal(signal.SIGINT, self._ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, handler)
+
+    def _ask(self, *_: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything settled before the first update: the data, the network, the identity of the run."""
@@ -367,7 +403,8 @@ def _fit(plan: Plan, folder: Path, reporter: _Reporter, *, resume: bool) -> tupl
     best = ModelCheckpoint(
         folder, "best", monitor="val_loss", save_top_k=1, enable_version_counter=False, save_weights_only=True
     )
-    callbacks: list[Callback] = [reporter, best, _Last(last)]
+    ctrl_c = _CtrlC()
+    callbacks: list[Callback] = [reporter, best, _Last(last), ctrl_c]
     timing: dict[str, Any] = {"max_epochs": recipe.epochs or (-1 if recipe.minutes else 50)}
     if recipe.minutes:
         module.timer = Timer(timedelta(minutes=recipe.minutes), interval="step", verbose=False)
@@ -375,7 +412,7 @@ def _fit(plan: Plan, folder: Path, reporter: _Reporter, *, resume: bool) -> tupl
         # By the clock, so that a large archive is validated long before its first epoch is through.
         timing["val_check_interval"] = timedelta(minutes=recipe.minutes / _VALIDATIONS)
         timing["check_val_every_n_epoch"] = None
-    with _quiet(), _own_ctrl_c():
+    with _quiet(), ctrl_c.heard():
         trainer = lightning.Trainer(
             accelerator="gpu" if kind == "cuda" else kind,
             devices=[int(number)] if kind == "cuda" and number else 1,
@@ -400,20 +437,7 @@ def _fit(plan: Plan, folder: Path, reporter: _Reporter, *, resume: bool) -> tupl
             return trainer.global_step, True
         except OSError as error:  # reading has errors of its own, so this was a checkpoint
             raise InputError(f"{folder} cannot be written ({error.strerror or error})") from error
-    return trainer.global_step, False
-
-
-@contextmanager
-def _own_ctrl_c() -> Iterator[None]:
-    """Lightning turns Ctrl-C off when it has met one; the caller's handler comes back."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
+    return trainer.global_step, ctrl_c.asked
 
 
 def _best(plan: Plan, folder: Path, reporter: _Reporter, *, updates: int, command: str | None) -> Forecaster:
