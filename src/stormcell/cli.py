@@ -432,7 +432,9 @@ def _note(line: str) -> None:
 
 
 def _minute(time: Any) -> str:
-    return str(time.astype("M8[m]")).replace("T", " ") + " UTC"
+    from .data.axes import time_text
+
+    return f"{time_text(time)} UTC"
 
 
 def _span(frames: xr.DataArray) -> str:

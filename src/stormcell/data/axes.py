@@ -65,6 +65,11 @@ def parse_time(text: str, option: str) -> np.datetime64:
         raise InputError(f"{option} {text!r} is not a time of 1678 to 2261; write it as 2016-09-28T14:45") from None
 
 
+def time_text(time: np.datetime64, unit: str = "m") -> str:
+    """A time for people to read, to the minute or to another of numpy's units: 2016-09-28 14:45."""
+    return str(time.astype(f"M8[{unit}]")).replace("T", " ")
+
+
 def step_text(step: Step) -> str:
     return "1 month" if step == MONTH else f"{float(step):g} min"
 

@@ -28,6 +28,7 @@ from .axes import (
     same_grid,
     step_text,
     time_step,
+    time_text,
     with_crs,
     with_grid,
 )
@@ -193,15 +194,11 @@ def _check_order(frames: xr.DataArray) -> None:
     wrong = np.flatnonzero(np.diff(times) <= np.timedelta64(0))
     if wrong.size:
         first, second = times[wrong[0]], times[wrong[0] + 1]
-        what = "occurs twice" if first == second else f"comes after {_minute(first)}"
+        what = "occurs twice" if first == second else f"comes after {time_text(first, 's')}"
         raise InputError(
-            f"{frames.attrs.get('source', 'frames')}: times are out of order or doubled: {_minute(second)} {what}. "
+            f"{frames.attrs.get('source', 'frames')}: times are out of order or doubled: {time_text(second, 's')} {what}. "
             "Sort the frames by time and keep one of each"
         )
-
-
-def _minute(time: np.datetime64) -> str:
-    return str(time.astype("M8[s]")).replace("T", " ")
 
 
 # --- the door ---
@@ -335,7 +332,7 @@ def _joined(parts: list[xr.DataArray]) -> xr.DataArray:
         if after.time.values[0] <= before.time.values[-1]:
             raise InputError(
                 f"{before.attrs['source']} and {after.attrs['source']} both have a frame at or before "
-                f"{_minute(before.time.values[-1])}: keep one of them"
+                f"{time_text(before.time.values[-1], 's')}: keep one of them"
             )
     aligned = [part.assign_coords(x=first.x, y=first.y) for part in parts]  # grids that differ by rounding
     frames = xr.concat(aligned, "time", combine_attrs="override", coords="minimal", compat="override", join="override")

@@ -6,6 +6,7 @@ whether the pixel is valid.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -165,16 +166,25 @@ class _TooFew(InputError):
         super().__init__(f"{train} windows for training and {validation} for validation are too few")
 
 
-def split_or_advise(runs: Sequence[xr.DataArray], past: int, future: int, **how: object) -> Split:
-    """`split_by_time`, with an error that says which `past` and `future` would fit. `how` as there."""
+def split_or_advise(
+    runs: Sequence[xr.DataArray],
+    past: int,
+    future: int,
+    *,
+    validation: Sequence[xr.DataArray] = (),
+    test: Sequence[xr.DataArray] = (),
+    test_from: np.datetime64 | None = None,
+) -> Split:
+    """`split_by_time`, with an error that says which `past` and `future` would fit."""
+    split = functools.partial(split_by_time, runs, validation=validation, test=test, test_from=test_from)
     try:
-        return split_by_time(runs, past + future, **how)  # type: ignore[arg-type]
+        return split(past + future)
     except _TooFew:
         longest = max((run.sizes["time"] for run in runs), default=0)
         advice = f"more frames are needed: the longest run without a gap has {longest}"
         for length in range(min(past + future - 1, longest), 1, -1):
             try:
-                split_by_time(runs, length, **how)  # type: ignore[arg-type]
+                split(length)
             except _TooFew:
                 continue
             shorter = min(max(1, round(length * past / (past + future))), length - 1)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from ..data.axes import advance, area, grid_spacing
+from ..data.axes import advance, area, grid_spacing, time_text
 from ..data.frames import check_frames, values, zr_pair
 from ..data.units import is_rain, to_rain_rate
 from ..data.windows import split_at_gaps
@@ -104,8 +104,9 @@ def _baseline(name: str, past: Array, steps: int, reference: np.datetime64) -> A
     except InputError:
         raise
     except Exception as error:  # whatever a library makes of a field
-        when = str(reference.astype("M8[m]")).replace("T", " ")
-        raise InputError(f"{name} failed from {when} UTC ({reason(error)}); leave it out of --against") from error
+        raise InputError(
+            f"{name} failed from {time_text(reference)} UTC ({reason(error)}); leave it out of --against"
+        ) from error
 
 
 def _quantity(data: Array, frames: xr.DataArray) -> Array:
@@ -241,5 +242,4 @@ def _sample(
 ) -> tuple[str, dict[str, xr.DataArray]]:
     like = future.assign_coords(lead_time=("time", future.time.values - reference), forecast_reference_time=reference)
     like.attrs = {"units": "mm/h" if is_rain(future.attrs["units"]) else future.attrs["units"]}
-    name = f"from {str(reference.astype('M8[m]')).replace('T', ' ')} UTC"
-    return name, {row: like.copy(data=value) for row, value in rows.items()}
+    return f"from {time_text(reference)} UTC", {row: like.copy(data=value) for row, value in rows.items()}
