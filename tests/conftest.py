@@ -8,6 +8,7 @@ from pathlib import Path
 from stormcell.cli import _share_cores
 
 _share_cores()  # before torch is imported: tests may run beside other work
+os.environ.setdefault("KERAS_BACKEND", "torch")  # before keras is imported
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402

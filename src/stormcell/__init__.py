@@ -16,10 +16,17 @@ if TYPE_CHECKING:
     from .errors import InputError
     from .forecasting.forecast import Forecaster, load
     from .forecasting.verify import verify
+    from .nn.convgru import ConvGRU1d, ConvGRU2d, ConvGRU3d, ConvGRUCell1d, ConvGRUCell2d, ConvGRUCell3d
     from .nn.convlstm import ConvLSTM1d, ConvLSTM2d, ConvLSTM3d, ConvLSTMCell1d, ConvLSTMCell2d, ConvLSTMCell3d
     from .nn.forecaster import EncoderForecaster, paper_model
 
 _HOME = {
+    "ConvGRU1d": "nn.convgru",
+    "ConvGRU2d": "nn.convgru",
+    "ConvGRU3d": "nn.convgru",
+    "ConvGRUCell1d": "nn.convgru",
+    "ConvGRUCell2d": "nn.convgru",
+    "ConvGRUCell3d": "nn.convgru",
     "ConvLSTM1d": "nn.convlstm",
     "ConvLSTM2d": "nn.convlstm",
     "ConvLSTM3d": "nn.convlstm",
@@ -37,6 +44,12 @@ _HOME = {
 }
 
 __all__ = [
+    "ConvGRU1d",
+    "ConvGRU2d",
+    "ConvGRU3d",
+    "ConvGRUCell1d",
+    "ConvGRUCell2d",
+    "ConvGRUCell3d",
     "ConvLSTM1d",
     "ConvLSTM2d",
     "ConvLSTM3d",

@@ -34,7 +34,7 @@ def test_a_step_worked_by_hand() -> None:
     o = sigmoid(0.4 * x + 0.8 * h + 1.1 * c_next + 0.04)
     h_next = o * math.tanh(c_next)
     one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
-    h_out, c_out = step(x * one, h * one, c * one, weights, FORM)
+    h_out, c_out = step(x * one, (h * one, c * one), weights, FORM)
     assert h_out.item() == pytest.approx(h_next, abs=1e-15)
     assert c_out.item() == pytest.approx(c_next, abs=1e-15)
 
@@ -75,10 +75,9 @@ def test_sequence_against_the_definition_of_convolution(
     before = tuple(max((o - 1) * stride + k - n, 0) // 2 for o, k, n in zip(out, kernel, size))
     before_h = tuple((k - 1) // 2 for k in recurrent)
     h, c = rng.normal(size=(2, hidden, *out))
-    y, _, _ = sequence(
+    y, _ = sequence(
         torch.tensor(x)[None],
-        torch.tensor(h)[None],
-        torch.tensor(c)[None],
+        (torch.tensor(h)[None], torch.tensor(c)[None]),
         Weights(*(torch.tensor(w[k]) for k in ("ih", "hh", "ch", "bias"))),
         form,
     )
@@ -107,7 +106,8 @@ def test_gradients_are_those_of_finite_differences() -> None:
     tensors = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
 
     def run(x: torch.Tensor, h: torch.Tensor, c: torch.Tensor, *w: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return sequence(x, h, c, Weights(*w), FORM)
+        y, state = sequence(x, (h, c), Weights(*w), FORM)
+        return y, *state
 
     assert torch.autograd.gradcheck(run, tensors)
 
@@ -115,7 +115,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
 def test_engines_are_chosen_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     one = torch.zeros(1, 1, 1, 1, 1)
     weights = Weights(None, torch.zeros(4, 1, 1, 1), None, None)
-    arguments = (one[:, :, :0], one[:, 0], one[:, 0], weights, FORM)
+    arguments = (one[:, :, :0], (one[:, 0], one[:, 0]), weights, FORM)
     assert "reference" in engine.engines()
     engine.run(*arguments, engine="reference")
     with pytest.raises(ValueError, match="unknown engine.*'warp'"):

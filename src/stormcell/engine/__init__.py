@@ -1,19 +1,22 @@
 """How a sequence is computed: pure functions on tensors. This is the one place where an engine is chosen.
 
 An engine is a function with the signature of `reference.sequence`; `run` calls the one that is asked for. "auto" is the
-fastest that is known to be right for the case, and today there is one: the reference.
+fastest that is known to be right for the case, and today there is one: the reference. What every engine needs alike stands
+here: outputs of masked steps, and checkpoints over time.
 """
 
 from __future__ import annotations
 
 import os
 
+import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from . import reference
-from .reference import Form, Weights, state_size
+from .reference import Drop, Form, State, Weights, state_size
 
-__all__ = ["Form", "Weights", "engines", "run", "set_default", "state_size"]
+__all__ = ["Drop", "Form", "State", "Weights", "engines", "run", "set_default", "state_size"]
 
 _ENGINES = {"reference": reference.sequence}
 _default = "auto"
@@ -36,20 +39,47 @@ def set_default(name: str) -> None:
     _default = _checked(name)
 
 
+def _over(mask: Tensor, frames: Tensor) -> Tensor:
+    return mask.view(*mask.shape, *(1,) * (frames.ndim - 2))
+
+
 def run(
     x: Tensor,
-    h: Tensor,
-    c: Tensor,
+    state: State,
     weights: Weights,
     form: Form,
     *,
     mask: Tensor | None = None,
+    drop: Drop | None = None,
+    checkpoint_every: int | None = None,
     engine: str = "auto",
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute a sequence: x (B, T, C, *frame), h and c (B, F, *S) → y (B, T, F, *S), and the last h and c."""
+) -> tuple[Tensor, State]:
+    """Compute a sequence: x (B, T, C, *frame), a state of (B, F, *S) → y (B, T, F, *S), and the last state.
+
+    mask (B, T), True = the step is used. Where it is False the state is kept and the output is the last one that was used,
+    zeros before the first, whatever the state (keras/src/layers/rnn/rnn.py).
+
+    With `checkpoint_every` the backward keeps the state after every so many steps, and computes the steps between anew.
+    """
     name = _checked(engine)
     if name == "auto":
         name = _checked(os.environ.get("STORMCELL_ENGINE", _default))
     if name == "auto":
         name = "reference"
-    return _ENGINES[name](x, h, c, weights, form, mask)
+    compute = _ENGINES[name]
+    if mask is not None:  # a frame that is not used, NaN perhaps, times a gradient of zero would still be NaN
+        x = torch.where(_over(mask, x), x, x.new_zeros(()))
+    if checkpoint_every is None or not torch.is_grad_enabled():
+        y, state = compute(x, state, weights, form, mask, drop)
+    else:
+        parts = []
+        for first in range(0, x.shape[1], checkpoint_every):
+            part = slice(first, first + checkpoint_every)
+            used = None if mask is None else mask[:, part]
+            y, state = checkpoint(compute, x[:, part], state, weights, form, used, drop, use_reentrant=False)
+            parts.append(y)
+        y = torch.cat(parts, dim=1)
+    if mask is not None:
+        begun = mask.long().cumsum(1) > 0
+        y = torch.where(_over(begun, y), y, y.new_zeros(()))
+    return y, state

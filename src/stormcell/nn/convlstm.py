@@ -1,191 +1,74 @@
-"""ConvLSTM layers and cells in one, two and three dimensions: parameters and argument checks, no arithmetic.
+"""ConvLSTM layers and cells in one, two and three dimensions (Shi et al. 2015; Keras' ConvLSTM1D, 2D, 3D).
 
-They follow `torch.nn.LSTM`: the state is a value that the caller holds, parameters are called weight_ih_l0 and so on, gates
-lie in the order i, f, g, o. What differs: one bias instead of two, `batch_first=True`, and `kernel_size`. Weights start as
-in Keras: Glorot-uniform input kernels, orthogonal recurrent kernels, zero bias with one in the forget gate.
+On a 1×1 grid they are `torch.nn.LSTM`. Gates lie in the order i, f, g, o.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .. import engine as _engine
-from ..engine import Form, Weights, state_size
+from ..engine import state_size
+from .recurrent import ACTIVATIONS, Activation, Recurrent, RecurrentCell, RecurrentLayer, Size, _sizes
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, Int
+
+__all__ = [
+    "ACTIVATIONS",
+    "ConvLSTM1d",
+    "ConvLSTM2d",
+    "ConvLSTM3d",
+    "ConvLSTMCell1d",
+    "ConvLSTMCell2d",
+    "ConvLSTMCell3d",
+]
 
 State = tuple[Tensor, Tensor]
-Size = int | Sequence[int]
 
 
-def _keras2_hard_sigmoid(z: Tensor) -> Tensor:
-    return (0.2 * z + 0.5).clamp(0, 1)  # Keras 1 and 2, and every tf.keras file that says "hard_sigmoid"
+class _LSTM(Recurrent):
+    """Peepholes and the forget gate's bias."""
 
+    gates = 4
+    cell = "lstm"
+    state_names = "hc"
+    peephole: str | None
+    frame_size: tuple[int, ...] | None
+    unit_forget_bias: bool
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "relu": torch.relu,
-    "hard_sigmoid": nn.functional.hardsigmoid,  # Keras 3
-    "keras2_hard_sigmoid": _keras2_hard_sigmoid,
-    "linear": lambda z: z,
-}
-
-
-def _activation(value: str | Callable[[Tensor], Tensor], argument: str) -> Callable[[Tensor], Tensor]:
-    if callable(value):
-        return value
-    if value not in ACTIVATIONS:
-        raise ValueError(f"{argument} must be callable or one of {', '.join(ACTIVATIONS)}. Received: {value!r}")
-    return ACTIVATIONS[value]
-
-
-def _sizes(value: Size, dims: int, argument: str, smallest: int = 1) -> tuple[int, ...]:
-    sizes = (value,) * dims if isinstance(value, int) else tuple(value)
-    if len(sizes) != dims or any(not isinstance(n, int) or n < smallest for n in sizes):
-        raise ValueError(f"{argument} must be an integer ≥ {smallest}, or {dims} of them. Received: {value!r}")
-    return sizes
-
-
-class _ConvLSTMBase(nn.Module):
-    """What the layers and the cells share: the arguments of one convolutional LSTM, and its parameters by name."""
-
-    dims: int
-
-    def __init__(
-        self,
-        in_channels: int,
-        hidden_channels: int,
-        kernel_size: Size,
-        *,
-        recurrent_kernel_size: Size | None,
-        stride: Size,
-        padding: str | Size,
-        dilation: Size,
-        peephole: str | None,
-        frame_size: Size | None,
-        activation: str | Callable[[Tensor], Tensor],
-        recurrent_activation: str | Callable[[Tensor], Tensor],
-        unit_forget_bias: bool,
-        engine: str,
-    ) -> None:
-        super().__init__()
-        if in_channels < 0 or hidden_channels < 1:
-            raise ValueError(
-                f"in_channels must be ≥ 0 and hidden_channels ≥ 1. Received: {in_channels} and {hidden_channels}"
-            )
+    def _set_gates(self, peephole: str | None, frame_size: Size | None, unit_forget_bias: bool) -> None:
         if peephole not in (None, "channel", "pixel"):
             raise ValueError(f'peephole must be None, "channel" or "pixel". Received: {peephole!r}')
         if (peephole == "pixel") != (frame_size is not None):
             raise ValueError('peephole="pixel" needs frame_size, and nothing else takes it')
-        if isinstance(padding, str) and padding not in ("same", "valid"):
-            raise ValueError(f'padding must be "same", "valid", an integer or a tuple. Received: {padding!r}')
-        self.in_channels, self.hidden_channels = in_channels, hidden_channels
-        self.kernel_size = _sizes(kernel_size, self.dims, "kernel_size")
-        self.recurrent_kernel_size = _sizes(
-            kernel_size if recurrent_kernel_size is None else recurrent_kernel_size, self.dims, "recurrent_kernel_size"
-        )
-        self.stride = _sizes(stride, self.dims, "stride")
-        self.padding = padding if isinstance(padding, str) else _sizes(padding, self.dims, "padding", 0)
-        self.dilation = _sizes(dilation, self.dims, "dilation")
-        if max(self.stride) > 1 and max(self.dilation) > 1:
-            raise ValueError(f"stride > 1 does not go with dilation > 1. Received: {stride!r} and {dilation!r}")
         self.peephole, self.unit_forget_bias = peephole, unit_forget_bias
         self.frame_size = None if frame_size is None else _sizes(frame_size, self.dims, "frame_size")
-        self.activation, self.recurrent_activation = activation, recurrent_activation
-        self.engine = engine
-        self._form = Form(
-            self.stride,
-            self.padding,
-            self.dilation,
-            _activation(activation, "activation"),
-            _activation(recurrent_activation, "recurrent_activation"),
-        )
-        ones = (1,) * self.dims
-        self._upper_form = self._form._replace(stride=ones, padding="same", dilation=ones)
 
-    def _add(self, suffix: str, inputs: int, *, bias: bool, factory: dict[str, Any]) -> None:
-        gates = 4 * self.hidden_channels
+    def _peephole_size(self) -> tuple[int, ...] | None:
+        if self.peephole is None:
+            return None
+        size = () if self.frame_size is None else state_size(self.frame_size, self.kernel_size, self._form())
+        return (3 * self.hidden_channels, *size)
 
-        def parameter(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(*shape, **factory))
-
-        peephole = None
-        if self.peephole == "channel":
-            peephole = parameter(3 * self.hidden_channels)
-        elif self.peephole == "pixel":
-            assert self.frame_size is not None
-            size = state_size(self.frame_size, self.kernel_size, self._form)
-            peephole = parameter(3 * self.hidden_channels, *size)
-        self.register_parameter("weight_ih" + suffix, parameter(gates, inputs, *self.kernel_size) if inputs else None)
-        self.register_parameter(
-            "weight_hh" + suffix, parameter(gates, self.hidden_channels, *self.recurrent_kernel_size)
-        )
-        self.register_parameter("weight_ch" + suffix, peephole)
-        self.register_parameter("bias" + suffix, parameter(gates) if bias else None)
-
-    def reset_parameters(self) -> None:
-        """Draw all parameters anew."""
-        forget = slice(self.hidden_channels, 2 * self.hidden_channels)
-        with torch.no_grad():
-            for name, parameter in self.named_parameters(recurse=False):
-                if name.startswith("weight_ih"):
-                    nn.init.xavier_uniform_(parameter)
-                elif name.startswith("weight_hh"):
-                    nn.init.orthogonal_(parameter)
-                else:
-                    parameter.zero_()
-                    if name.startswith("bias") and self.unit_forget_bias:
-                        parameter[forget] = 1
-
-    def _weights(self, suffix: str) -> Weights:
-        return Weights(
-            *(getattr(self, name + suffix) for name in ("weight_ih", "weight_hh", "weight_ch", "bias")),
-        )
-
-    def _check_frames(self, x: Tensor, axes: str) -> None:
-        if x.ndim != len(axes.split()) or x.shape[-self.dims - 1] != self.in_channels:
-            raise ValueError(
-                f"expected x ({', '.join(axes.split())}) with {self.in_channels} channels. Received: {tuple(x.shape)}"
-            )
-
-    def _state_size(self, x: Tensor) -> tuple[int, ...]:
-        frame = tuple(x.shape[-self.dims :])
+    def _fits(self, frame: tuple[int, ...]) -> None:
         if self.frame_size not in (None, frame):
             raise ValueError(f"pixel peepholes were made for frames of {self.frame_size}. Received: {frame}")
-        size = state_size(frame, self.kernel_size, self._form)
-        if min(size) < 1:
-            raise ValueError(f"frames of {frame} are smaller than the kernel {self.kernel_size} with padding 'valid'")
-        return size
 
-    def _state(self, state: State | None, shape: tuple[int, ...], x: Tensor) -> State:
-        if state is None:
-            # Under autocast the cell state stays in the parameters' precision: sums over time need it.
-            zeros = torch.zeros(shape, dtype=self._dtype(), device=x.device)
-            return zeros, zeros
-        for name, value in zip("hc", state):
-            if tuple(value.shape) != shape:
-                raise ValueError(f"state {name} must have the shape {shape}. Received: {tuple(value.shape)}")
-        return state
-
-    def _dtype(self) -> torch.dtype:
-        return next(self.parameters(recurse=False)).dtype
-
-    def extra_repr(self) -> str:
-        parts = [f"{self.in_channels}, {self.hidden_channels}, kernel_size={self.kernel_size}"]
-        if self.recurrent_kernel_size != self.kernel_size:
-            parts.append(f"recurrent_kernel_size={self.recurrent_kernel_size}")
-        if self.peephole:
-            parts.append(f"peephole={self.peephole!r}")
-        return ", ".join(parts)
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew; the forget gate's bias becomes 1 with `unit_forget_bias`, the others 0."""
+        super().reset_parameters()
+        if self.unit_forget_bias:
+            with torch.no_grad():
+                for name, parameter in self.named_parameters(recurse=False):
+                    if name.startswith("bias"):
+                        parameter[self.hidden_channels : 2 * self.hidden_channels] = 1
 
 
-class _ConvLSTM(_ConvLSTMBase):
+class _ConvLSTM(_LSTM, RecurrentLayer):
     def __init__(
         self,
         in_channels: int,
@@ -199,13 +82,21 @@ class _ConvLSTM(_ConvLSTMBase):
         bias: bool = True,
         num_layers: int = 1,
         bidirectional: bool = False,
+        reverse: bool = False,
         batch_first: bool = True,
         peephole: str | None = None,
         frame_size: Size | None = None,
-        activation: str | Callable[[Tensor], Tensor] = "tanh",
-        recurrent_activation: str | Callable[[Tensor], Tensor] = "sigmoid",
+        activation: Activation = "tanh",
+        recurrent_activation: Activation = "sigmoid",
         unit_forget_bias: bool = True,
         dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        dropout_masks: str = "gate",
+        zoneout: float | Sequence[float] = 0.0,
+        norm: str | None = None,
+        norm_groups: int | None = None,
+        checkpoint_every: int | None = None,
         engine: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -218,26 +109,27 @@ class _ConvLSTM(_ConvLSTMBase):
             stride=stride,
             padding=padding,
             dilation=dilation,
-            peephole=peephole,
-            frame_size=frame_size,
             activation=activation,
             recurrent_activation=recurrent_activation,
-            unit_forget_bias=unit_forget_bias,
+            input_dropout=input_dropout,
+            recurrent_dropout=recurrent_dropout,
+            dropout_masks=dropout_masks,
+            zoneout=zoneout,
+            norm=norm,
+            norm_groups=norm_groups,
             engine=engine,
         )
-        if num_layers < 1:
-            raise ValueError(f"num_layers must be ≥ 1. Received: {num_layers}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1). Received: {dropout}")
-        self.num_layers, self.bidirectional, self.batch_first = num_layers, bidirectional, batch_first
-        self.dropout = dropout
-        directions = ("", "_reverse") if bidirectional else ("",)
-        self._suffixes = [[f"_l{layer}{direction}" for direction in directions] for layer in range(num_layers)]
-        for layer, suffixes in enumerate(self._suffixes):
-            for suffix in suffixes:
-                inputs = in_channels if layer == 0 else hidden_channels * len(directions)
-                self._add(suffix, inputs, bias=bias, factory={"device": device, "dtype": dtype})
-        self.reset_parameters()
+        self._set_gates(peephole, frame_size, unit_forget_bias)
+        self._set_up(
+            bias=bias,
+            num_layers=num_layers,
+            bidirectional=bidirectional,
+            reverse=reverse,
+            batch_first=batch_first,
+            dropout=dropout,
+            checkpoint_every=checkpoint_every,
+            factory={"device": device, "dtype": dtype},
+        )
 
     def forward(
         self,
@@ -245,78 +137,34 @@ class _ConvLSTM(_ConvLSTMBase):
         state: State | None = None,
         *,
         mask: Bool[Tensor, "B T"] | None = None,
+        lengths: Int[Tensor, " B"] | Sequence[int] | None = None,
     ) -> tuple[Float[Tensor, "B T F *frame"], State]:
         """Run a sequence of any length and any frame size.
 
         Without `batch_first` time comes before batch, in x, mask and y. `state` is (h, c), each with a leading axis
-        (num_layers · directions, B, F, *frame); zeros if left out. `mask` is True where a step is used: elsewhere the
-        state is kept and the output repeats the last used one (Keras' rule). Layers with `in_channels=0` take frames
-        with zero channels: they run on their state alone.
+        (num_layers · directions, B, F, *frame); zeros if left out; detach it to cut the backward through time there.
+        `mask` is True where a step is used: elsewhere the state is kept and the output repeats the last used one, zeros
+        before the first (Keras' rule). `lengths` is short for the mask whose first so many steps are True. Layers with
+        `in_channels=0` take frames with zero channels: they run on their state alone. As in torch.nn.LSTM, a single
+        sequence may come without batch axis, in x, state and mask alike.
 
         Raises ValueError if a shape does not fit.
         """
-        self._check_frames(x, "B T C " + "Z Y X"[-2 * self.dims + 1 :])
-        if not self.batch_first:
-            x = x.transpose(0, 1)
-            mask = None if mask is None else mask.transpose(0, 1)
-        batch, steps = x.shape[:2]
-        if steps < 1:
-            raise ValueError(f"a sequence needs at least one step. Received: {tuple(x.shape)}")
-        if mask is not None and tuple(mask.shape) != (batch, steps):
-            raise ValueError(f"mask must have the shape {(batch, steps)}. Received: {tuple(mask.shape)}")
-        mask = None if mask is None else mask.bool()
-        size = self._state_size(x)
-        rows = self.num_layers * len(self._suffixes[0])
-        h_all, c_all = self._state(state, (rows, batch, self.hidden_channels, *size), x)
-
-        h_last, c_last = [], []
-        y = x
-        for layer, suffixes in enumerate(self._suffixes):
-            if layer and self.dropout:
-                y = nn.functional.dropout(y, self.dropout, self.training)
-            outputs = []
-            for direction, suffix in enumerate(suffixes):
-                row = layer * len(suffixes) + direction
-                y_d, h, c = _engine.run(
-                    y.flip(1) if direction else y,
-                    h_all[row],
-                    c_all[row],
-                    self._weights(suffix),
-                    self._form if layer == 0 else self._upper_form,
-                    mask=mask.flip(1) if mask is not None and direction else mask,
-                    engine=self.engine,
-                )
-                outputs.append(y_d.flip(1) if direction else y_d)
-                h_last.append(h)
-                c_last.append(c)
-            y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
-        if not self.batch_first:
-            y = y.transpose(0, 1)
-        return y, (torch.stack(h_last), torch.stack(c_last))
+        y, (h, c) = self._run(x, state, mask, lengths)
+        return y, (h, c)
 
     def step(
         self, x: Float[Tensor, "B C *frame"], state: State | None = None
     ) -> tuple[Float[Tensor, "B F *frame"], State]:
-        """One step of a stream: the same numbers as the whole sequence at once (with dropout, in eval mode only).
+        """One step of a stream: the same numbers as the whole sequence at once (with dropout or zoneout, in eval mode).
 
         Raises ValueError if the layer is bidirectional: its backward half needs the future.
         """
-        if self.bidirectional:
-            raise ValueError("a bidirectional layer cannot stream: its backward half needs the whole sequence")
-        time = 1 if self.batch_first else 0
-        y, state = self(x.unsqueeze(time), state)
-        return y.squeeze(time), state
-
-    def extra_repr(self) -> str:
-        parts = [super().extra_repr()]
-        if self.num_layers > 1:
-            parts.append(f"num_layers={self.num_layers}")
-        if self.bidirectional:
-            parts.append("bidirectional=True")
-        return ", ".join(parts)
+        y, (h, c) = self._step(x, state)
+        return y, (h, c)
 
 
-class _ConvLSTMCell(_ConvLSTMBase):
+class _ConvLSTMCell(_LSTM, RecurrentCell):
     def __init__(
         self,
         in_channels: int,
@@ -330,9 +178,15 @@ class _ConvLSTMCell(_ConvLSTMBase):
         bias: bool = True,
         peephole: str | None = None,
         frame_size: Size | None = None,
-        activation: str | Callable[[Tensor], Tensor] = "tanh",
-        recurrent_activation: str | Callable[[Tensor], Tensor] = "sigmoid",
+        activation: Activation = "tanh",
+        recurrent_activation: Activation = "sigmoid",
         unit_forget_bias: bool = True,
+        input_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        dropout_masks: str = "gate",
+        zoneout: float | Sequence[float] = 0.0,
+        norm: str | None = None,
+        norm_groups: int | None = None,
         engine: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -345,25 +199,26 @@ class _ConvLSTMCell(_ConvLSTMBase):
             stride=stride,
             padding=padding,
             dilation=dilation,
-            peephole=peephole,
-            frame_size=frame_size,
             activation=activation,
             recurrent_activation=recurrent_activation,
-            unit_forget_bias=unit_forget_bias,
+            input_dropout=input_dropout,
+            recurrent_dropout=recurrent_dropout,
+            dropout_masks=dropout_masks,
+            zoneout=zoneout,
+            norm=norm,
+            norm_groups=norm_groups,
             engine=engine,
         )
-        self._add("", in_channels, bias=bias, factory={"device": device, "dtype": dtype})
-        self.reset_parameters()
+        self._set_gates(peephole, frame_size, unit_forget_bias)
+        self._set_up(bias=bias, factory={"device": device, "dtype": dtype})
 
     def forward(self, x: Float[Tensor, "B C *frame"], state: State | None = None) -> State:
         """One step. `state` is (h, c), each (B, F, *frame), zeros if left out; returns the next (h, c).
 
-        Raises ValueError if a shape does not fit.
+        Dropout masks are drawn anew at each call: over a sequence, a layer is what Keras does. x and state may come
+        without batch axis. Raises ValueError if a shape does not fit.
         """
-        self._check_frames(x, "B C " + "Z Y X"[-2 * self.dims + 1 :])
-        shape = (x.shape[0], self.hidden_channels, *self._state_size(x))
-        h, c = self._state(state, shape, x)
-        _, h, c = _engine.run(x.unsqueeze(1), h, c, self._weights(""), self._form, engine=self.engine)
+        h, c = self._run(x, state)
         return h, c
 
 
@@ -385,12 +240,25 @@ class ConvLSTM2d(_ConvLSTM):
         stride, padding, dilation: of the first layer's input convolution; padding "same" is TensorFlow's rule.
         bias: whether gates have a bias (one, not torch's two).
         num_layers, bidirectional, batch_first, dropout: as in torch.nn.LSTM, but `batch_first` is True.
+        reverse: run from the last step to the first; y keeps the time order of x (Keras' go_backwards gives y.flip(1)).
         peephole: None, "channel" (one weight a channel, which the paper's parameter counts demand) or "pixel" (one a
             channel and pixel, the paper's equations; needs `frame_size` and ties the layer to it).
         activation, recurrent_activation: a name (tanh, sigmoid, relu, linear, hard_sigmoid of Keras 3,
-            keras2_hard_sigmoid) or a callable.
+            keras2_hard_sigmoid, … : `stormcell.nn.ACTIVATIONS`) or a callable.
         unit_forget_bias: start the forget gate's bias at 1.
+        input_dropout, recurrent_dropout: Keras' `dropout` and `recurrent_dropout`: masks on frames and on h, drawn once
+            a call for each sample, channel and pixel, the same for all steps.
+        dropout_masks: "gate", a mask of its own for each gate as in Keras, or "shared", one for all, which is faster.
+        zoneout: probability that an element of the state keeps its old value (Krueger et al. 2017), in training; its
+            expected value otherwise. One for h and c, or a pair.
+        norm: None, "layer" or "group": normalise the two convolutions' outputs, each for itself, per sample over pixels and
+            channels (all of them, or `norm_groups` groups; a group a gate if None), with gains `norm_ih_l0` and
+            `norm_hh_l0` per channel; the bias is the shift (Ba et al. 2016, eq. 20, without its norm of c).
+        checkpoint_every: keep the state after every so many steps only, and compute the steps between once more in the
+            backward: less memory for a third more time. Same numbers.
         engine: how the sequence is computed; see `stormcell.engine`.
+
+    Under autocast and in half precision the cell state stays in float32.
 
     Raises:
         ValueError: for an argument out of range, and in `forward` for a shape that does not fit.
