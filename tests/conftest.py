@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from stormcell.cli import _share_cores
+from stormcell.cli import share_cores
 
-_share_cores()  # before torch is imported: tests may run beside other work
+share_cores()  # before torch is imported: tests may run beside other work
 os.environ.setdefault("KERAS_BACKEND", "torch")  # before keras is imported
 
 import numpy as np  # noqa: E402

@@ -53,7 +53,7 @@ def refused(capsys: pytest.CaptureFixture[str], message: str, *arguments: object
 # --- what works ---
 
 
-@pytest.mark.parametrize("verb", [[], ["train"], ["forecast"], ["verify"], ["demo"]])
+@pytest.mark.parametrize("verb", [[], ["train"], ["forecast"], ["verify"], ["convert"], ["demo"]])
 def test_help_has_examples(capsys: pytest.CaptureFixture[str], verb: list[str]) -> None:
     out, _ = run(capsys, *verb, "--help")
     assert "Usage" in out
@@ -323,18 +323,18 @@ def test_data_that_does_not_fit_the_model(work: Path, capsys: pytest.CaptureFixt
 
 
 def test_threads_give_their_core_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    from stormcell.cli import _share_cores
+    from stormcell.cli import share_cores
 
     for policy, expected in ((None, "2000"), ("ACTIVE", None)):
         monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
         monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
         if policy:
             monkeypatch.setenv("OMP_WAIT_POLICY", policy)
-        _share_cores()
+        share_cores()
         assert os.environ.get("GOMP_SPINCOUNT") == expected
     monkeypatch.delenv("OMP_WAIT_POLICY")
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    _share_cores()
+    share_cores()
     assert os.environ["GOMP_SPINCOUNT"] == "7"
 
 

@@ -16,8 +16,7 @@ import torch
 keras = pytest.importorskip("keras", reason="Keras is not installed: pip install 'stormcell[keras]'")
 
 import stormcell.interop.keras  # noqa: E402
-
-from_keras = None
+from stormcell.interop import from_keras  # noqa: E402
 
 # Keras hands its variables to NumPy in a way that NumPy 2 dislikes.
 pytestmark = pytest.mark.filterwarnings(
@@ -181,15 +180,13 @@ def test_parity(case: Case) -> None:
     source = keras_layer(keras.layers, case, "float64")
     truth = compute(source, given, torch.float64)
     ours = compute(keras_layer(stormcell.interop.keras, case, "float64"), given, torch.float64)
-    torch_layer = ours if from_keras is None else compute_with_torch_layer(case, given, source)
+    torch_layer = compute_with_torch_layer(case, given, source)
     assert len(ours) == len(torch_layer) == len(truth)
     for expected, value, other in zip(truth, ours, torch_layer):
         assert value.shape == expected.shape
         bound = 1e-12 * (1 + expected.abs())
         assert torch.all((value - expected).abs() <= bound)
-        assert from_keras is None or torch.all(
-            (other - channels_first(expected, case)).abs() <= channels_first(bound, case)
-        )
+        assert torch.all((other - channels_first(expected, case)).abs() <= channels_first(bound, case))
 
     theirs32 = compute(keras_layer(keras.layers, case, "float32"), given, torch.float32)
     ours32 = compute(keras_layer(stormcell.interop.keras, case, "float32"), given, torch.float32)

@@ -8,23 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import stormcell.nn.convlstm
 import stormcell.nn.forecaster
-from stormcell import ConvLSTM1d, ConvLSTM2d, ConvLSTM3d, ConvLSTMCell1d, ConvLSTMCell2d, ConvLSTMCell3d
+from stormcell import ConvLSTM1d, ConvLSTM2d
 
-LAYERS = {1: ConvLSTM1d, 2: ConvLSTM2d, 3: ConvLSTM3d}
-CELLS = {1: ConvLSTMCell1d, 2: ConvLSTMCell2d, 3: ConvLSTMCell3d}
-EXACT: dict[str, Any] = {"rtol": 0, "atol": 1e-12}
-
-
-def random_layer(layer: nn.Module) -> Any:
-    """Every parameter random, peepholes and biases too."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
-    return layer
+from .layers import CELLS, EXACT, LAYERS, each, in_torch, random_layer
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -34,16 +24,8 @@ def test_on_one_pixel_it_is_torch_lstm(dims: int, layers: int, bidirectional: bo
     """With "same" padding only the centre tap of each kernel meets the pixel."""
     torch.manual_seed(0)
     options: dict[str, Any] = {"num_layers": layers, "bidirectional": bidirectional, "dtype": torch.float64}
-    ours = random_layer(LAYERS[dims](3, 5, 3, **options))
-    theirs = nn.LSTM(3, 5, batch_first=True, **options)
-    centre = (slice(None), slice(None), *(1,) * dims)
-    with torch.no_grad():
-        for name, parameter in ours.named_parameters():
-            if name.startswith("weight"):
-                getattr(theirs, name).copy_(parameter[centre])
-            else:
-                getattr(theirs, name.replace("bias", "bias_ih")).copy_(parameter)
-                getattr(theirs, name.replace("bias", "bias_hh")).zero_()
+    ours = random_layer(LAYERS["lstm", dims](3, 5, 3, **options))
+    theirs = in_torch(ours, nn.LSTM(3, 5, batch_first=True, **options))
     rows = layers * (2 if bidirectional else 1)
     x = torch.randn(4, 6, 3, dtype=torch.float64)
     h, c = torch.randn(2, rows, 4, 5, dtype=torch.float64)
@@ -55,6 +37,49 @@ def test_on_one_pixel_it_is_torch_lstm(dims: int, layers: int, bidirectional: bo
     torch.testing.assert_close(c_n.flatten(2), c_torch, **EXACT)
 
 
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_on_one_pixel_a_cell_is_torch_lstm_cell(dims: int) -> None:
+    torch.manual_seed(0)
+    ours = random_layer(CELLS["lstm", dims](3, 5, 3, dtype=torch.float64))
+    theirs = in_torch(ours, nn.LSTMCell(3, 5, dtype=torch.float64))
+    x, (h, c) = torch.randn(4, 3, dtype=torch.float64), torch.randn(2, 4, 5, dtype=torch.float64)
+    pixel = (1,) * dims
+
+    def with_pixel(state: Any) -> Any:
+        return each(lambda value: value.view(*value.shape, *pixel), state)
+
+    for batch, state in ((x, (h, c)), (x, None), (x[0], (h[0], c[0]))):
+        own = None if state is None else with_pixel(state)
+        torch.testing.assert_close(ours(with_pixel(batch), own), with_pixel(theirs(batch, state)), **EXACT)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_lengths_are_what_packed_sequences_are_in_torch(bidirectional: bool) -> None:
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"num_layers": 2, "bidirectional": bidirectional, "dtype": torch.float64}
+    ours = random_layer(ConvLSTM2d(3, 5, 3, **options))
+    theirs = in_torch(ours, nn.LSTM(3, 5, batch_first=True, **options))
+    x, lengths = torch.randn(3, 6, 3, dtype=torch.float64), torch.tensor([4, 6, 1])
+    y, state = ours(x.view(3, 6, 3, 1, 1), lengths=lengths)
+    packed, state_torch = theirs(pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))
+    y_torch, _ = pad_packed_sequence(packed, batch_first=True)
+    torch.testing.assert_close(each(lambda value: value.flatten(2), state), state_torch, **EXACT)
+    for sample, length in enumerate(lengths):
+        torch.testing.assert_close(y.flatten(2)[sample, :length], y_torch[sample, :length], **EXACT)
+
+
+def test_with_kernels_of_one_pixel_every_pixel_is_a_sequence_of_its_own() -> None:
+    torch.manual_seed(0)
+    ours = random_layer(ConvLSTM2d(3, 5, 1, dtype=torch.float64))
+    theirs = in_torch(ours, nn.LSTM(3, 5, batch_first=True, dtype=torch.float64))
+    x = torch.randn(2, 4, 3, 3, 2, dtype=torch.float64)
+    y, state = ours(x)
+    y_torch, state_torch = theirs(x.permute(0, 3, 4, 1, 2).flatten(0, 2))
+    torch.testing.assert_close(y, y_torch.unflatten(0, (2, 3, 2)).permute(0, 3, 4, 1, 2), **EXACT)
+    as_maps = each(lambda value: value.unflatten(1, (2, 3, 2)).permute(0, 1, 4, 2, 3), state_torch)
+    torch.testing.assert_close(state, as_maps, **EXACT)
+
+
 @pytest.mark.parametrize("peephole", [None, "channel", "pixel"])
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_whole_split_and_stepped_sequences_agree(dims: int, peephole: str | None) -> None:
@@ -62,14 +87,14 @@ def test_whole_split_and_stepped_sequences_agree(dims: int, peephole: str | None
     size = (5, 4, 3)[:dims]
     frame = size if peephole == "pixel" else None
     common: dict[str, Any] = {"peephole": peephole, "frame_size": frame, "dtype": torch.float64}
-    layer = random_layer(LAYERS[dims](2, 3, 3, recurrent_kernel_size=2, **common))
+    layer = random_layer(LAYERS["lstm", dims](2, 3, 3, recurrent_kernel_size=2, **common))
     x = torch.randn(2, 6, 2, *size, dtype=torch.float64)
     y, (h, c) = layer(x)
     first, state = layer(x[:, :4])
     second, state = layer(x[:, 4:], state)
     torch.testing.assert_close(torch.cat([first, second], 1), y, **EXACT)
     torch.testing.assert_close(state, (h, c), **EXACT)
-    cell = CELLS[dims](2, 3, 3, recurrent_kernel_size=2, **common)
+    cell = CELLS["lstm", dims](2, 3, 3, recurrent_kernel_size=2, **common)
     cell.load_state_dict({name.removesuffix("_l0"): value for name, value in layer.state_dict().items()})
     stream, cell_state = None, None
     for t in range(6):
@@ -204,6 +229,32 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> Non
         ConvLSTM2d(**given)
 
 
+def test_bad_peepholes_are_named_by_cells_too() -> None:
+    cell = CELLS["lstm", 2]
+    with pytest.raises(ValueError, match="""peephole must be None, "channel" or "pixel". Received: 'all'"""):
+        cell(1, 2, 3, peephole="all")
+    with pytest.raises(ValueError, match='peephole="pixel" needs frame_size, and nothing else takes it'):
+        cell(1, 2, 3, peephole="channel", frame_size=4)
+    with pytest.raises(ValueError, match=r"frame_size must be an integer ≥ 1, or 2 of them. Received: \(4, 4, 4\)"):
+        cell(1, 2, 3, peephole="pixel", frame_size=(4, 4, 4))
+    with pytest.raises(ValueError, match=r"pixel peepholes were made for frames of \(4, 4\). Received: \(4, 5\)"):
+        cell(1, 2, 3, peephole="pixel", frame_size=4)(torch.zeros(1, 1, 4, 5))
+
+
+def test_pixel_peepholes_have_the_size_of_the_state() -> None:
+    layer = ConvLSTM2d(1, 2, 3, stride=(2, 1), padding=(1, 0), peephole="pixel", frame_size=(7, 6), num_layers=2)
+    assert layer.weight_ch_l0.shape == layer.weight_ch_l1.shape == (6, 4, 4)
+    y, _ = layer(torch.zeros(1, 2, 1, 7, 6))
+    assert y.shape == (1, 2, 2, 4, 4)
+
+
+def test_every_layer_and_direction_starts_with_a_forget_bias_of_one() -> None:
+    layer = ConvLSTM2d(1, 2, 3, num_layers=2, bidirectional=True)
+    biases = {name: value.tolist() for name, value in layer.named_parameters() if name.startswith("bias")}
+    assert biases == {f"bias_l{n}{way}": [0, 0, 1, 1, 0, 0, 0, 0] for n in (0, 1) for way in ("", "_reverse")}
+    assert CELLS["lstm", 2](1, 2, 3).bias.tolist() == [0, 0, 1, 1, 0, 0, 0, 0]
+
+
 def test_a_misspelt_option_raises() -> None:
     with pytest.raises(TypeError, match="peepholes"):
         ConvLSTM2d(1, 2, 3, peepholes="channel")  # type: ignore[call-arg]
@@ -229,4 +280,6 @@ def test_bad_shapes_are_named() -> None:
 
 @pytest.mark.parametrize("module", [stormcell.nn.convlstm, stormcell.nn.forecaster])
 def test_examples_in_docstrings_run(module: Any) -> None:
-    assert doctest.testmod(module, extraglobs={"torch": torch}).failed == 0
+    results = doctest.testmod(module, extraglobs={"torch": torch})
+    assert results.attempted > 0
+    assert results.failed == 0

@@ -39,6 +39,11 @@ def set_default(name: str) -> None:
     _default = _checked(name)
 
 
+def _is_exporting() -> bool:
+    known = getattr(torch.compiler, "is_exporting", None)  # torch ≥ 2.7
+    return known is not None and known()
+
+
 def _over(mask: Tensor, frames: Tensor) -> Tensor:
     return mask.view(*mask.shape, *(1,) * (frames.ndim - 2))
 
@@ -60,16 +65,19 @@ def run(
     zeros before the first, whatever the state (keras/src/layers/rnn/rnn.py).
 
     With `checkpoint_every` the backward keeps the state after every so many steps, and computes the steps between anew.
+
+    Under `torch.export` and ONNX export it is the reference without checkpoints, whatever is asked for: plain operators.
     """
+    exporting = _is_exporting()
     name = _checked(engine)
     if name == "auto":
         name = _checked(os.environ.get("STORMCELL_ENGINE", _default))
-    if name == "auto":
+    if name == "auto" or exporting:
         name = "reference"
     compute = _ENGINES[name]
     if mask is not None:  # a frame that is not used, NaN perhaps, times a gradient of zero would still be NaN
         x = torch.where(_over(mask, x), x, x.new_zeros(()))
-    if checkpoint_every is None or not torch.is_grad_enabled():
+    if checkpoint_every is None or exporting or not torch.is_grad_enabled():
         y, state = compute(x, state, weights, form, mask, drop)
     else:
         parts = []

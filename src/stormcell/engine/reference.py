@@ -49,6 +49,13 @@ class Form(NamedTuple):
     norm_groups: int = 1  # of channels that are normalised together, where weights have gains
     zoneout: tuple[float, ...] = ()  # probability of keeping the old value, for each tensor of the state
 
+    def same_size(self) -> Form:
+        """The form of what leaves the size as it is: recurrent convolutions, and layers above the first."""
+        ones = (1,) * len(self.stride)
+        return Form(  # spelt out: torch.compile in torch 2.6 knows no _replace
+            ones, "same", ones, self.activation, self.recurrent_activation, self.cell, self.norm_groups, self.zoneout
+        )
+
 
 class Drop(NamedTuple):
     """What a call leaves out at random. The masks are drawn once a call and hold for all its steps (Gal, Ghahramani 2016)."""
@@ -69,7 +76,9 @@ def pads(size: tuple[int, ...], kernel: tuple[int, ...], form: Form) -> list[tup
         result = []
         for n, k, s, d in zip(size, kernel, form.stride, form.dilation):
             reach = (k - 1) * d
-            total = reach if s == 1 else torch.sym_max(reach - (n - 1) % s, 0)
+            total = reach if s == 1 else reach - (n - 1) % s
+            if reach < s - 1:  # a kernel shorter than the stride leaves pixels unread
+                total = torch.sym_max(total, 0)
             result.append((total // 2, total - total // 2))
         return result
     return [(int(p), int(p)) for p in form.padding]
@@ -100,10 +109,6 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, form: Form, drop: T
     return CONVOLUTIONS[len(margins)](x, weight, bias, form.stride, padding, form.dilation, groups)
 
 
-def _recurrent_form(dims: int, form: Form) -> Form:
-    return form._replace(stride=(1,) * dims, padding="same", dilation=(1,) * dims)
-
-
 def _per_channel(vector: Tensor, dims: int) -> Tensor:
     return vector.view(-1, *(1,) * dims)
 
@@ -111,7 +116,7 @@ def _per_channel(vector: Tensor, dims: int) -> Tensor:
 def _halves(x: Tensor, h: Tensor, w: Weights, form: Form, drop: Drop) -> tuple[Tensor | None, Tensor]:
     """The input's and the state's part of all pre-activations, (B, G·F, *S) each, without bias, in the state's precision."""
     dims = w.hh.ndim - 2
-    from_h = convolve(h, w.hh, None, _recurrent_form(dims, form), drop.recurrent)
+    from_h = convolve(h, w.hh, None, form.same_size(), drop.recurrent)
     from_x = None if w.ih is None else convolve(x, w.ih, None, form, drop.inputs)
     if w.norm_hh is not None:
         from_h = nnf.group_norm(from_h, form.norm_groups) * _per_channel(w.norm_hh, dims)

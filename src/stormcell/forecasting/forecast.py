@@ -176,6 +176,10 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Forecaster:
         with safe_open(path, framework="pt") as file:
             card = json.loads((file.metadata() or {})["stormcell"])
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
+        if "layers" in card:
+            raise InputError(
+                f"{path} holds ConvLSTM layers, not a forecaster: stormcell.interop.read_layers reads them"
+            )
         if card["format"] != FORMAT:
             raise InputError(f"{path} has format {card['format']}; this version of Stormcell reads {FORMAT}")
         network = EncoderForecaster(**card["architecture"])

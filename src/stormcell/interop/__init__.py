@@ -10,14 +10,43 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .conversion import convert, from_keras, to_keras
+    from .keras_read import read_keras
+    from .keras_write import write_keras
     from .layer_file import read_layers, write_layers
+    from .layouts import from_torch, to_torch
+    from .onnx import to_onnx
+    from .torch_files import read_torch_file, write_torch_file
 
 _HOME = {
+    "convert": "conversion",
+    "from_keras": "conversion",
+    "from_torch": "layouts",
+    "read_keras": "keras_read",
     "read_layers": "layer_file",
+    "read_torch_file": "torch_files",
+    "to_keras": "conversion",
+    "to_onnx": "onnx",
+    "to_torch": "layouts",
+    "write_keras": "keras_write",
     "write_layers": "layer_file",
+    "write_torch_file": "torch_files",
 }
 
-__all__ = ["read_layers", "write_layers"]
+__all__ = [
+    "convert",
+    "from_keras",
+    "from_torch",
+    "read_keras",
+    "read_layers",
+    "read_torch_file",
+    "to_keras",
+    "to_onnx",
+    "to_torch",
+    "write_keras",
+    "write_layers",
+    "write_torch_file",
+]
 
 
 def __getattr__(name: str) -> Any:

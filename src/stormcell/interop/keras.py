@@ -27,7 +27,7 @@ if keras.backend.backend() != "torch":
         f"imported. Received: the backend {keras.backend.backend()!r}"
     )
 
-__all__ = ["ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D", "replace_layers"]
+__all__ = ["ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D", "named_as_ours", "replace_layers"]
 
 
 class _Engine:
@@ -211,17 +211,17 @@ def replace_layers(model: Any) -> Any:
     >>> isinstance(replace_layers(old).layers[0], ConvLSTM2D)
     True
     """
-    names = {cls.__name__ for cls in (ConvLSTM1D, ConvLSTM2D, ConvLSTM3D)}
-
-    def renamed(config: Any) -> Any:
-        if isinstance(config, dict):
-            config = {key: renamed(value) for key, value in config.items()}
-            if config.get("class_name") in names and config.get("module") == "keras.layers":
-                config["registered_name"] = config["class_name"]  # by which Keras finds what `_in_place_of` left
-            return config
-        return type(config)(map(renamed, config)) if isinstance(config, (list, tuple)) else config
-
-    copy = keras.saving.deserialize_keras_object(renamed(keras.saving.serialize_keras_object(model)))
+    copy = keras.saving.deserialize_keras_object(named_as_ours(keras.saving.serialize_keras_object(model)))
     for new, old in zip(copy.weights, model.weights):
         new.assign(old.value)
     return copy
+
+
+def named_as_ours(config: Any) -> Any:
+    """What Keras serialised, with these layers in place of its own."""
+    if isinstance(config, dict):
+        config = {key: named_as_ours(value) for key, value in config.items()}
+        if config.get("class_name") in __all__ and config.get("module") == "keras.layers":
+            config["registered_name"] = config["class_name"]  # by which Keras finds what `_in_place_of` left
+        return config
+    return type(config)(map(named_as_ours, config)) if isinstance(config, (list, tuple)) else config

@@ -70,7 +70,9 @@ def read_layers(path: str | Path) -> dict[str, RecurrentLayer]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no dict)
         layers = {name: _made(described) for name, described in header["layers"].items()}
         for name, layer in layers.items():
-            own = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
+            own = {key.rpartition(".")[2]: t for key, t in tensors.items() if key.rpartition(".")[0] == name}
+            if {key: t.shape for key, t in own.items()} != {key: t.shape for key, t in layer.state_dict().items()}:
+                raise InputError(f"{path}: the weights of layer {name} are not those that its arguments say")
             layer.load_state_dict(own, assign=True)
     except InputError:
         raise

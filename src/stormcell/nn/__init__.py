@@ -1,12 +1,23 @@
-"""The model: layers with the manners of torch.nn, and the encoder–forecaster built from them."""
+"""The model: layers with the manners of torch.nn, what they are compared with, and the encoder–forecaster built from them."""
 
 from .convgru import ConvGRU1d, ConvGRU2d, ConvGRU3d, ConvGRUCell1d, ConvGRUCell2d, ConvGRUCell3d
 from .convlstm import ConvLSTM1d, ConvLSTM2d, ConvLSTM3d, ConvLSTMCell1d, ConvLSTMCell2d, ConvLSTMCell3d
+from .costs import Cost, cost, forecast_macs
 from .forecaster import EncoderForecaster, paper_model
+from .identities import (
+    from_conv_and_pixel_lstm,
+    from_pixel_lstm,
+    to_conv_and_pixel_lstm,
+    to_dense_lstm,
+    to_pixel_lstm,
+)
 from .recurrent import ACTIVATIONS
+from .stacks import Conv2dFlatLSTM, Conv2dPixelLSTM
 
 __all__ = [
     "ACTIVATIONS",
+    "Conv2dFlatLSTM",
+    "Conv2dPixelLSTM",
     "ConvGRU1d",
     "ConvGRU2d",
     "ConvGRU3d",
@@ -19,6 +30,14 @@ __all__ = [
     "ConvLSTMCell1d",
     "ConvLSTMCell2d",
     "ConvLSTMCell3d",
+    "Cost",
     "EncoderForecaster",
+    "cost",
+    "forecast_macs",
+    "from_conv_and_pixel_lstm",
+    "from_pixel_lstm",
     "paper_model",
+    "to_conv_and_pixel_lstm",
+    "to_dense_lstm",
+    "to_pixel_lstm",
 ]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..engine import state_size
 from .recurrent import ACTIVATIONS, Activation, Recurrent, RecurrentCell, RecurrentLayer, Size, _sizes
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ACTIVATIONS",
+    "ConvLSTM",
     "ConvLSTM1d",
     "ConvLSTM2d",
     "ConvLSTM3d",
@@ -68,7 +69,9 @@ class _LSTM(Recurrent):
                         parameter[self.hidden_channels : 2 * self.hidden_channels] = 1
 
 
-class _ConvLSTM(_LSTM, RecurrentLayer):
+class ConvLSTM(_LSTM, RecurrentLayer):
+    """What the layers of every dimension share; see `ConvLSTM2d`."""
+
     def __init__(
         self,
         in_channels: int,
@@ -163,6 +166,18 @@ class _ConvLSTM(_LSTM, RecurrentLayer):
         y, (h, c) = self._step(x, state)
         return y, (h, c)
 
+    def to_dense_lstm(self, frame_size: Size) -> nn.LSTM:
+        """The torch.nn.LSTM that is this layer for flattened frames of one size; see `identities.to_dense_lstm`."""
+        from .identities import to_dense_lstm  # which needs this module
+
+        return to_dense_lstm(self, frame_size)
+
+    def to_pixel_lstm(self) -> nn.LSTM:
+        """The torch.nn.LSTM that is this layer in each pixel, if its kernels act as 1×1; see `identities.to_pixel_lstm`."""
+        from .identities import to_pixel_lstm
+
+        return to_pixel_lstm(self)
+
 
 class _ConvLSTMCell(_LSTM, RecurrentCell):
     def __init__(
@@ -222,7 +237,7 @@ class _ConvLSTMCell(_LSTM, RecurrentCell):
         return h, c
 
 
-class ConvLSTM2d(_ConvLSTM):
+class ConvLSTM2d(ConvLSTM):
     """Convolutional LSTM over sequences of images (Shi et al. 2015; Keras' ConvLSTM2D).
 
     >>> layer = ConvLSTM2d(in_channels=1, hidden_channels=8, kernel_size=3)
@@ -267,13 +282,13 @@ class ConvLSTM2d(_ConvLSTM):
     dims = 2
 
 
-class ConvLSTM1d(_ConvLSTM):
+class ConvLSTM1d(ConvLSTM):
     """Convolutional LSTM over sequences of lines: x (B, T, C, X). Arguments as in `ConvLSTM2d`."""
 
     dims = 1
 
 
-class ConvLSTM3d(_ConvLSTM):
+class ConvLSTM3d(ConvLSTM):
     """Convolutional LSTM over sequences of volumes: x (B, T, C, Z, Y, X). Arguments as in `ConvLSTM2d`."""
 
     dims = 3

@@ -165,8 +165,7 @@ class Recurrent(nn.Module):
         )
 
     def _upper_form(self) -> Form:
-        ones = (1,) * self.dims
-        return self._form()._replace(stride=ones, padding="same", dilation=ones)
+        return self._form().same_size()
 
     def _peephole_size(self) -> tuple[int, ...] | None:
         """Shape of the peepholes, None for none."""

@@ -1,0 +1,267 @@
+"""The verbs that take frames to a verified forecast: train, forecast, verify, demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..data.reading import Reading
+from ..errors import InputError
+from .app import app
+from .options import (
+    LARGEST_SEED,
+    YEAR_MINUTES,
+    AnyGrid,
+    Data,
+    Device,
+    Model,
+    Steps,
+    check_range,
+    configured,
+    device_named,
+    numbers_in,
+    reads_frames,
+    runs_of_data,
+    whole_numbers_in,
+)
+from .speaking import minute, note, span, track
+
+
+@app.command(
+    epilog="**Examples**\n\n"
+    "`stormcell train radar/ -o rain.safetensors --minutes 15`\n\n"
+    "`stormcell train 2016/*.nc -o rain.safetensors --test 2016/0928.nc --past 4 --future 12 --coarsen 2`\n\n"
+    "`stormcell train pngs/ -o rain.safetensors --units dBZ --gain 0.5 --offset -32 --missing 255`"
+)
+@reads_frames
+def train(
+    data: Data,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Model file to write, .safetensors.")],
+    reading: Reading,
+    coarsen: int,
+    past: Annotated[int, typer.Option(help="Frames that the model reads.", min=1)] = 4,
+    future: Annotated[int, typer.Option(help="Frames that it learns to forecast.", min=1)] = 6,
+    minutes: Annotated[float | None, typer.Option(help="Stop after so many minutes.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Stop after so many epochs (50 without --minutes).", min=1)] = None,
+    val: Annotated[
+        list[str] | None, typer.Option(metavar="RUN", help="Choose by this file or folder (repeatable).")
+    ] = None,
+    test: Annotated[
+        list[str] | None, typer.Option(metavar="RUN", help="Keep this out of training (repeatable).")
+    ] = None,
+    test_from: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Keep all from this time out of training.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after Ctrl-C or a kill.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and stop.")] = False,
+    crop: Annotated[int, typer.Option(help="Side of the training crops, pixels.", min=8)] = 128,
+    batch: Annotated[int, typer.Option(help="Crops an update.", min=1)] = 4,
+    hidden: Annotated[str, typer.Option(help="Hidden channels of the layers.")] = "48,48",
+    kernel_size: Annotated[int, typer.Option(help="Of all convolutions.", min=1, max=99)] = 3,
+    patch: Annotated[int, typer.Option(help="Pixels folded into one cell of the network's map.", min=1, max=64)] = 4,
+    learning_rate: Annotated[float, typer.Option(help="The highest.")] = 1e-3,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Of weights and crops.", min=0, max=LARGEST_SEED)] = 0,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="YAML with any of these options.", is_eager=True, callback=configured),
+    ] = None,
+) -> None:
+    """Train a forecaster on your frames.
+
+    The latest runs (files, or stretches without a gap) choose the best weights; whole runs stay on one side, with a guard
+    between. MODEL.training/ beside the model holds the checkpoints and a CSV log.
+    """
+
+    from ..data.axes import parse_time
+    from ..forecasting.train import Recipe, check_model_path, plan
+    from ..forecasting.train import dry_run as measure
+    from ..forecasting.train import train as fit
+
+    if not dry_run:
+        check_model_path(output)
+    check_range("--minutes", minutes, most=YEAR_MINUTES)
+    check_range("--learning-rate", learning_rate, most=1.0)
+    aside_from = None if test_from is None else parse_time(test_from, "--test-from")
+    recipe = Recipe(
+        past=past,
+        future=future,
+        minutes=minutes,
+        epochs=epochs,
+        crop=crop,
+        batch=batch,
+        hidden_channels=tuple(whole_numbers_in(hidden, "--hidden", "48,48", most=4096)),
+        kernel_size=kernel_size,
+        patch=patch,
+        learning_rate=learning_rate,
+        seed=seed,
+        device=device_named(device),
+    )
+    prepared = plan(
+        runs_of_data(data, reading, coarsen),
+        recipe,
+        validation=runs_of_data(val or [], reading, coarsen),
+        test=runs_of_data(test or [], reading, coarsen),
+        test_from=aside_from,
+    )
+    split = prepared.split
+    for name, runs in (("training", split.train), ("validation", split.validation), ("set aside", split.test)):
+        for run in runs:
+            note(f"{name}: {span(run)}")
+    if dry_run:
+        for key, value in measure(prepared).items():
+            typer.echo(f"{key}: {value}")
+        return
+    before = output.stat().st_mtime if output.exists() else None
+    try:
+        forecaster = fit(prepared, output, resume=resume)
+    except KeyboardInterrupt:
+        have = f"{output} has the best weights so far; " if output.exists() and before != output.stat().st_mtime else ""
+        note(f"stopped. {have}add --resume to the same command to go on")
+        raise
+    validation = forecaster.card["validation"]
+    typer.echo(
+        f"wrote {output}: validation loss {validation['loss']:.4f} (persistence {validation['persistence_loss']:.4f}) "
+        f"after {forecaster.card['updates']} updates"
+    )
+
+
+@app.command(
+    epilog="**Examples**\n\n"
+    "`stormcell forecast radar/ -m rain.safetensors -o now.nc`\n\n"
+    "`stormcell forecast today.nc -m rain.safetensors --steps 18 -o now.nc -o now.gif -o now.png`"
+)
+@reads_frames
+def forecast(
+    data: Data,
+    model: Model,
+    output: Annotated[list[Path], typer.Option("-o", "--output", help=".nc, .zarr, .png, .gif or .mp4 (repeatable).")],
+    reading: Reading,
+    coarsen: int,
+    steps: Steps = None,
+    any_grid: AnyGrid = False,
+    device: Device = "auto",
+) -> None:
+    """Forecast from your newest frames. No truth is needed; any number of steps, any frame size."""
+    from ..data.frames import coarsen as coarsened
+    from ..data.frames import find_files, in_memory, open_frames
+    from ..forecasting.forecast import load, save_frames
+    from ..writing import check_writable, whole_file
+
+    pictures = (".png", ".gif", ".mp4")
+    for path in output:
+        if path.suffix.lower() not in (".nc", ".nc4", ".zarr", *pictures):
+            raise InputError(f"{path}: expected a file that ends in .nc, .zarr, .png, .gif or .mp4")
+        check_writable(path)
+    inputs = {path.resolve() for path in [*find_files(data), model]}
+    for path in output:
+        if path.resolve() in inputs:
+            raise InputError(f"{path} is read for this forecast: give another name to -o")
+    forecaster = load(model, device=device_named(device))
+    frames = coarsened(open_frames(data, **vars(reading)), coarsen)
+    fcst = forecaster.forecast(frames, steps, any_grid=any_grid)
+    past = in_memory(frames.isel(time=slice(-forecaster.past, None)))
+    for path in output:
+        if path.suffix.lower() not in pictures:
+            save_frames(fcst, path)
+        else:
+            from ..report import animate, panels, save
+
+            with whole_file(path) as temporary:
+                if path.suffix.lower() == ".png":
+                    save(panels(fcst, past=past), temporary)
+                else:
+                    animate(fcst, temporary, past=past)
+        typer.echo(f"wrote {path}: {span(fcst)}, from {minute(fcst.forecast_reference_time.values)}")
+
+
+@app.command(
+    epilog="**Examples**\n\n"
+    "`stormcell verify 2017/ -m rain.safetensors -o scores.json --report report.html`\n\n"
+    "`stormcell verify 2017/ -m rain.safetensors -o scores.json --against persistence --thresholds 0.5,2,5`"
+)
+@reads_frames
+def verify(
+    data: Data,
+    model: Model,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Scores to write, .json.")],
+    reading: Reading,
+    coarsen: int,
+    against: Annotated[
+        str | None,
+        typer.Option(help="Baselines: persistence, optical-flow; both if left out, as far as they can be computed."),
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Report to write, .html.")] = None,
+    thresholds: Annotated[
+        str | None, typer.Option(help="Of events, mm/h or the model's unit; 0.5,2,5,10 for rain.")
+    ] = None,
+    scales: Annotated[str, typer.Option(help="Widths of FSS windows, pixels.")] = "5,11,21",
+    steps: Steps = None,
+    any_grid: AnyGrid = False,
+    device: Device = "auto",
+) -> None:
+    """Forecast from every start time in DATA, and score the forecasts against what followed.
+
+    Frames that the model was trained or chosen on are left out.
+    """
+    from ..forecasting.baselines import has_pysteps
+    from ..forecasting.forecast import load
+    from ..forecasting.tally import scores_to_json
+    from ..forecasting.verify import hindcast
+    from ..report import print_scores, report_verification
+    from ..writing import check_writable, whole_file
+
+    for path, suffix in ((output, ".json"), (report, ".html")):
+        if path is not None:
+            if path.suffix.lower() != suffix:
+                raise InputError(f"{path}: expected a file that ends in {suffix}")
+            check_writable(path)
+    widths = whole_numbers_in(scales, "--scales", "5,11", most=10_000)
+    forecaster = load(model, device=device_named(device))
+    if against is None:
+        names = ["persistence"] + (["optical-flow"] if forecaster.transform.rain and has_pysteps() else [])
+        if forecaster.transform.rain and len(names) == 1:
+            note("optical flow is left out: pip install 'stormcell[radar]' to compare with it")
+    else:
+        names = [name.strip() for name in against.split(",") if name.strip()]
+    result = hindcast(
+        forecaster,
+        runs_of_data(data, reading, coarsen),
+        against=names,
+        steps=steps,
+        thresholds=None if thresholds is None else numbers_in(thresholds, "--thresholds", "0.5,2,5"),
+        scales=widths,
+        any_grid=any_grid,
+        progress=lambda cases: track(cases, "verifying"),
+    )
+    with whole_file(output) as temporary:
+        temporary.write_text(scores_to_json(result.scores), encoding="utf-8")
+    if report is not None:
+        with whole_file(report) as temporary:
+            report_verification(
+                result.scores,
+                temporary,
+                samples=result.samples,
+                model=str(model),
+                data=" ".join(data),
+                card=forecaster.card,
+            )
+    print_scores(result.scores)  # after the files: whoever reads this may stop reading
+    for written in (output, report):
+        if written is not None:
+            typer.echo(f"wrote {written}")
+
+
+@app.command(epilog="**Example**\n\n`stormcell demo`, then open stormcell-demo/report.html")
+def demo(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to fill.")] = Path("stormcell-demo"),
+    minutes: Annotated[float, typer.Option(help="Time to train.", min=0.05, max=60)] = 1.25,
+    seed: Annotated[int, typer.Option(help="Of rain, weights and crops.", min=0, max=LARGEST_SEED)] = 0,
+) -> None:
+    """See it work, without data: make rain, train, forecast unseen storms, verify, report. Under three minutes."""
+    from ..demo import run_demo
+
+    if not run_demo(output, minutes=minutes, seed=seed):
+        raise typer.Exit(1)
