@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # pysteps (optical flow) is compiled when it is installed; without a C compiler everything else works.
 RADAR := $(shell command -v cc >/dev/null 2>&1 || command -v gcc >/dev/null 2>&1 && echo ,radar)
 
-.PHONY: demo test test-all check format clean
+.PHONY: demo test test-all check format docs clean
 demo: $(VENV)/installed
 	$(BIN)/stormcell demo
 
@@ -25,6 +25,9 @@ check: $(VENV)/installed-test
 format: $(VENV)/installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/installed-test
+	$(BIN)/python docs/build.py
 
 clean:
 	rm -rf $(VENV) stormcell-demo .pytest_cache .ruff_cache .mypy_cache .hypothesis

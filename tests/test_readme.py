@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stormcell import ConvLSTM2d
 from stormcell.cli import main
 from stormcell.data.synthetic import advected_rain
 from stormcell.data.units import rain_rate_to_dbz
 from stormcell.forecasting.forecast import save_frames
+from stormcell.interop import write_keras
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -51,6 +53,7 @@ def test_the_commands_in_their_order_and_then_the_python(tmp_path: Path, monkeyp
         pixels = np.round((rain_rate_to_dbz(frame.values) + 32) / 0.5).astype(np.uint8)
         name = re.sub(r"\D", "", str(frame.time.values.astype("M8[m]")))
         Image.fromarray(pixels).save(tmp_path / "pictures" / f"{name}.png")
+    write_keras({"encoder": ConvLSTM2d(1, 4, 3), "decoder": ConvLSTM2d(4, 1, 3)}, "model.keras", frame_size=32)
     seen = []
     for command in commands():
         if command.startswith("make "):
@@ -60,8 +63,8 @@ def test_the_commands_in_their_order_and_then_the_python(tmp_path: Path, monkeyp
         arguments = shlex.split(command.replace("--minutes 15", "--minutes 0.15"))[1:]
         assert main(arguments) == 0, command
         seen.append(arguments[0])
-    assert {"train", "forecast", "verify"} <= set(seen)
-    for name in ("scores.json", "report.html", "now.nc", "now.gif", "now.png"):
+    assert {"train", "forecast", "verify", "convert"} <= set(seen)
+    for name in ("layer.onnx", "scores.json", "report.html", "now.nc", "now.gif", "now.png"):
         assert (tmp_path / name).stat().st_size > 1000
     exec(blocks("python")[1], {})
 
