@@ -19,7 +19,7 @@ MAY = {
     "forecasting": {"data", "nn", "forecasting"},
     "report": {"data", "report"},
     "demo": {"data", "forecasting", "report"},
-    "cli": {"cli", "data", "forecasting", "interop", "report", "demo"},
+    "cli": {"cli", "data", "engine", "forecasting", "interop", "nn", "report", "demo"},
     "writing": set(),
     "errors": set(),
     "__main__": {"cli"},

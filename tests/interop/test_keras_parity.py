@@ -16,6 +16,7 @@ import torch
 keras = pytest.importorskip("keras", reason="Keras is not installed: pip install 'stormcell[keras]'")
 
 import stormcell.interop.keras  # noqa: E402
+from stormcell.engine import native  # noqa: E402
 from stormcell.interop import from_keras  # noqa: E402
 
 # Keras hands its variables to NumPy in a way that NumPy 2 dislikes.
@@ -94,8 +95,21 @@ def test_there_are_enough_combinations() -> None:
     assert sum(case.filters >= 32 and min(case.size) >= 16 for case in CASES) >= 30
 
 
-def keras_layer(module: Any, case: Case, dtype: str) -> Any:
-    return getattr(module, f"ConvLSTM{case.dims}D")(case.filters, **case.options, dtype=dtype)
+MOST = {"reference": 4, "bptt": 4, "winograd": 16}  # times Keras' own rounding error in float32
+
+
+def is_for_winograd(case: Case) -> bool:
+    """Written out here, so that a rule which leaves out too much is found: the engine raises for what it cannot compute."""
+    kernel = case.options["kernel_size"]
+    return native.LIBRARY is not None and (kernel == (3, 3) or (kernel == (5, 5) and case.filters >= 16))
+
+
+def test_winograd_has_its_share() -> None:
+    assert sum(case.options["kernel_size"] in ((3, 3), (5, 5)) for case in CASES) >= 24
+
+
+def keras_layer(module: Any, case: Case, dtype: str, **ours: Any) -> Any:
+    return getattr(module, f"ConvLSTM{case.dims}D")(case.filters, **case.options, **ours, dtype=dtype)
 
 
 def channels_first(frames: torch.Tensor, case: Case) -> torch.Tensor:
@@ -189,8 +203,11 @@ def test_parity(case: Case) -> None:
         assert torch.all((other - channels_first(expected, case)).abs() <= channels_first(bound, case))
 
     theirs32 = compute(keras_layer(keras.layers, case, "float32"), given, torch.float32)
-    ours32 = compute(keras_layer(stormcell.interop.keras, case, "float32"), given, torch.float32)
-    assert error(ours32, truth) <= 4 * error(theirs32, truth)
+    for name, most in MOST.items():
+        if name == "winograd" and not is_for_winograd(case):
+            continue
+        ours32 = compute(keras_layer(stormcell.interop.keras, case, "float32", engine=name), given, torch.float32)
+        assert error(ours32, truth) <= most * error(theirs32, truth), name
 
 
 GRADIENTS = [case for case in CASES if case.filters < 32][::12]

@@ -7,6 +7,7 @@ import io
 import pickle
 import shutil
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -187,9 +188,13 @@ def test_export_takes_the_reference_without_checkpoints(strict: bool, monkeypatc
     x = torch.randn(1, 2, 1, 5, **F64)
     expected = layer(x)
 
-    def fused(*_: Any) -> Any:
+    def sequence(*_: Any) -> Any:
         raise AssertionError("no graph can be made of this engine")
 
+    def nothing(*_: Any) -> None:
+        return None
+
+    fused = SimpleNamespace(sequence=sequence, unavailable=nothing, supports=nothing, passed_over=nothing)
     monkeypatch.setitem(stormcell.engine._ENGINES, "fused", fused)
     layer.engine = "fused"
     with pytest.raises(AssertionError, match="no graph"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,11 +36,15 @@ def drops(monkeypatch: pytest.MonkeyPatch) -> list[Drop]:
     """What each run of a layer, direction or cell leaves out, in their order."""
     seen = []
 
-    def spy(x: Tensor, state: Any, weights: Any, form: Any, mask: Tensor | None, drop: Drop) -> Any:
+    def sequence(x: Tensor, state: Any, weights: Any, form: Any, mask: Tensor | None, drop: Drop) -> Any:
         seen.append(drop)
         return reference.sequence(x, state, weights, form, mask, drop)
 
-    monkeypatch.setitem(engine._ENGINES, "reference", spy)
+    def nothing(*_: Any) -> None:
+        return None
+
+    spy = SimpleNamespace(sequence=sequence, unavailable=nothing, supports=nothing, passed_over=nothing)
+    monkeypatch.setattr(engine, "_ENGINES", {"spy": spy})
     return seen
 
 

@@ -1,30 +1,52 @@
 """How a sequence is computed: pure functions on tensors. This is the one place where an engine is chosen.
 
-An engine is a function with the signature of `reference.sequence`; `run` calls the one that is asked for. "auto" is the
-fastest that is known to be right for the case, and today there is one: the reference. What every engine needs alike stands
-here: outputs of masked steps, and checkpoints over time.
+An engine is a module with `sequence`, of the signature of `reference.sequence`; `unavailable()`, why this machine cannot
+run it, or None; `supports(case)`, which says why it cannot
+compute a case, or None if it can; and `passed_over(case)`, why another is faster there, or None. "auto" is the first of
+`ENGINES` with nothing to say against it: rules decide, never an exception. What every engine needs alike stands here:
+outputs of masked steps, and checkpoints over time.
 """
 
 from __future__ import annotations
 
 import os
+from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from . import reference
+from . import bptt, reference, winograd
+from .case import Case, case_of
 from .reference import Drop, Form, State, Weights, state_size
 
-__all__ = ["Drop", "Form", "State", "Weights", "engines", "run", "set_default", "state_size"]
+__all__ = [
+    "Case",
+    "Drop",
+    "Form",
+    "State",
+    "Weights",
+    "about",
+    "case_of",
+    "engines",
+    "explain",
+    "run",
+    "set_default",
+    "state_size",
+]
 
-_ENGINES = {"reference": reference.sequence}
+_ENGINES: dict[str, ModuleType] = {"winograd": winograd, "bptt": bptt, "reference": reference}  # fastest first
 _default = "auto"
 
 
-def engines() -> tuple[str, ...]:
-    """Names of the engines in this installation."""
-    return tuple(_ENGINES)
+def engines() -> dict[str, str | None]:
+    """Names of the engines, fastest first, each with the reason why this machine cannot run it, or None."""
+    return {name: engine.unavailable() for name, engine in _ENGINES.items()}
+
+
+def about(name: str) -> str:
+    """What an engine is, in a line."""
+    return _ENGINES[_checked(name)].ABOUT
 
 
 def _checked(name: str) -> str:
@@ -39,9 +61,40 @@ def set_default(name: str) -> None:
     _default = _checked(name)
 
 
+def _asked(engine: str) -> str:
+    """The engine that is asked for: by the call, else by the environment, else by `set_default`."""
+    name = _checked(engine)
+    return _checked(os.environ.get("STORMCELL_ENGINE", _default)) if name == "auto" else name
+
+
 def _is_exporting() -> bool:
     known = getattr(torch.compiler, "is_exporting", None)  # torch ≥ 2.7
     return known is not None and known()
+
+
+def _choose(case: Case, engine: str) -> str:
+    name = _asked(engine)
+    if name != "auto":
+        reason = _ENGINES[name].unavailable() or _ENGINES[name].supports(case)
+        if reason is None:
+            return name
+        if name == engine:
+            raise ValueError(f'engine="{name}" cannot compute this: {reason}')
+    for each, module in _ENGINES.items():  # "auto"; or a default, which asks for speed and not for what cannot be
+        if not (module.unavailable() or module.supports(case) or module.passed_over(case)):
+            return each
+    raise AssertionError("the reference computes everything")
+
+
+def explain(case: Case, engine: str = "auto") -> dict[str, str]:
+    """What becomes of each engine for a case: "chosen", or why another one is. Raises ValueError as `run` does."""
+    chosen = _choose(case, engine)
+    asked = _asked(engine) == chosen
+    said = {}
+    for name, module in _ENGINES.items():
+        reason = module.unavailable() or module.supports(case) or (None if asked else module.passed_over(case))
+        said[name] = "chosen" if name == chosen else reason or f"{chosen} {'is asked for' if asked else 'comes first'}"
+    return said
 
 
 def _over(mask: Tensor, frames: Tensor) -> Tensor:
@@ -66,15 +119,16 @@ def run(
 
     With `checkpoint_every` the backward keeps the state after every so many steps, and computes the steps between anew.
 
-    Under `torch.export` and ONNX export it is the reference without checkpoints, whatever is asked for: plain operators.
+    An engine that is asked for by the call raises ValueError for what it cannot compute; one that is a default leaves that
+    to the next. Under `torch.export` and ONNX export it is the reference without checkpoints, whatever is asked for: plain
+    operators.
     """
     exporting = _is_exporting()
-    name = _checked(engine)
-    if name == "auto":
-        name = _checked(os.environ.get("STORMCELL_ENGINE", _default))
-    if name == "auto" or exporting:
-        name = "reference"
-    compute = _ENGINES[name]
+    if exporting:
+        _checked(engine)
+        compute = reference.sequence
+    else:
+        compute = _ENGINES[_choose(case_of(x, state, weights, form, drop), engine)].sequence
     if mask is not None:  # a frame that is not used, NaN perhaps, times a gradient of zero would still be NaN
         x = torch.where(_over(mask, x), x, x.new_zeros(()))
     if checkpoint_every is None or exporting or not torch.is_grad_enabled():

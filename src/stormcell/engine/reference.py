@@ -14,7 +14,7 @@ the recurrent activation (sigmoid), φ the activation (tanh).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 
 Activation = Callable[[Tensor], Tensor]
 State = tuple[Tensor, ...]  # (h, c) of an LSTM, (h,) of a GRU
+ABOUT = "the equations a step at a time, any device, differentiable any number of times"
 CONVOLUTIONS = {1: nnf.conv1d, 2: nnf.conv2d, 3: nnf.conv3d}
 
 
@@ -195,3 +196,45 @@ def sequence(
         # A GRU's h sums over time, so it is float32 even where weights are half precision; what it shows is not.
         outputs.append(state[0].to(w.hh.dtype) if form.cell == "gru" else state[0])
     return torch.stack(outputs, dim=1), state
+
+
+def gradients(
+    tensors: Sequence[Tensor | None],
+    form: Form,
+    mask: Tensor | None,
+    drop: Drop | None,
+    d_outputs: Sequence[Tensor | None],
+    by: Sequence[bool],
+) -> list[Tensor | None]:
+    """Gradients by x, h, c, ih, hh, ch and bias, that can be differentiated themselves; None where `by` is False.
+
+    `d_outputs` are those of y and of the last h and c. For engines whose own backward can be differentiated once.
+    """
+    if all(d_output is None for d_output in d_outputs):
+        return [None] * len(by)
+    views = [None if value is None else value.view_as(value) for value in tensors]  # one may depend on another
+    x, h, c, *weights = views
+    y, state = sequence(x, (h, c), Weights(*weights), form, mask, drop)  # type: ignore[arg-type]
+    pairs = [(value, d_value) for value, d_value in zip((y, *state), d_outputs) if d_value is not None]
+    made = iter(
+        torch.autograd.grad(
+            [value for value, _ in pairs],
+            [value for value, wanted in zip(views, by) if value is not None and wanted],
+            [d_value for _, d_value in pairs],
+            create_graph=True,
+            allow_unused=True,
+        )
+    )
+    return [next(made) if wanted and value is not None else None for value, wanted in zip(views, by)]
+
+
+def unavailable() -> None:
+    """It runs wherever torch does."""
+
+
+def supports(case: object) -> None:
+    """It computes every case."""
+
+
+def passed_over(case: object) -> None:
+    """It is the last that "auto" comes to."""

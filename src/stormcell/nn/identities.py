@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from ..engine import Form, state_size
+from ..engine.activations import linear
 from ..engine.reference import pads
 from .convlstm import ConvLSTM, ConvLSTM1d, ConvLSTM2d, ConvLSTM3d
-from .recurrent import Size, _activation, _linear, _sizes
+from .recurrent import Size, _activation, _sizes
 from .stacks import Conv2dPixelLSTM
 
 __all__ = [
@@ -306,7 +307,7 @@ def from_conv_and_pixel_lstm(stack: Conv2dPixelLSTM) -> ConvLSTM2d:
     Raises ValueError if there is an activation between the two: that is a convolution followed by a ConvLSTM with 1×1
     kernels, which `from_pixel_lstm(stack.lstm)` gives.
     """
-    if stack.activation is not None and _activation(stack.activation, "activation") is not _linear:
+    if stack.activation is not None and _activation(stack.activation, "activation") is not linear:
         raise ValueError(
             "with an activation between, this is no ConvLSTM layer but a convolution followed by one with 1×1 kernels, "
             f"which from_pixel_lstm(stack.lstm) gives. Received: activation={stack.activation!r}"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .. import engine as _engine
 from ..engine import Drop, Form, State, Weights, state_size
+from ..engine.activations import ACTIVATIONS as NAMED
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int
@@ -25,32 +26,7 @@ Size = int | Sequence[int]
 Activation = str | Callable[[Tensor], Tensor]
 
 
-def _linear(z: Tensor) -> Tensor:
-    return z
-
-
-def _keras2_hard_sigmoid(z: Tensor) -> Tensor:
-    return (0.2 * z + 0.5).clamp(0, 1)  # Keras 1 and 2, and every tf.keras file that says "hard_sigmoid"
-
-
-# Only those on which torch and Keras agree under one name: "leaky_relu", for one, has another slope in each.
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "relu": torch.relu,
-    "hard_sigmoid": nnf.hardsigmoid,  # Keras 3
-    "keras2_hard_sigmoid": _keras2_hard_sigmoid,
-    "linear": _linear,
-    "elu": nnf.elu,
-    "exponential": torch.exp,
-    "gelu": nnf.gelu,
-    "mish": nnf.mish,
-    "relu6": nnf.relu6,
-    "selu": nnf.selu,
-    "silu": nnf.silu,
-    "softplus": nnf.softplus,
-    "softsign": nnf.softsign,
-}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {name: named.function for name, named in NAMED.items()}
 
 
 def _activation(value: Activation, argument: str) -> Callable[[Tensor], Tensor]:
@@ -355,6 +331,33 @@ class RecurrentLayer(Recurrent):
         if single:
             return y.squeeze(batch_axis), tuple(value.squeeze(1) for value in last_state)
         return y, last_state
+
+    def explain(
+        self, frame_size: Size, *, batch: int = 1, steps: int = 10, gradients: bool | None = None
+    ) -> dict[str, dict[str, str]]:
+        """Which engine computes each layer and direction for such frames, and why not the others.
+
+        >>> ConvLSTM2d(1, 8, 3, engine="reference").explain((64, 64))["l0"]["reference"]
+        'chosen'
+
+        `gradients` says whether there will be a backward; None means in training mode. Nothing is run.
+        """
+        single = self._weights("_l0").hh.new_zeros(())  # one number that stands for all: nothing is allocated
+        frame = _sizes(frame_size, self.dims, "frame_size")
+        size = self._state_size(single.expand(frame))
+        wanted = self.training if gradients is None else gradients
+        explained = {}
+        for number, suffixes in enumerate(self._suffixes):
+            inputs = self.in_channels if number == 0 else self.hidden_channels * len(suffixes)
+            x = single.expand(batch, steps, inputs, *(size if number else frame))
+            state = self._state(None, (batch, self.hidden_channels, *size), single)
+            with torch.set_grad_enabled(wanted):
+                for suffix in suffixes:
+                    drop = self._drop(x[:, 0], state[0])
+                    form = self._upper_form() if number else self._form()
+                    case = _engine.case_of(x, state, self._weights(suffix), form, drop)
+                    explained[suffix.lstrip("_")] = _engine.explain(case, self.engine)
+        return explained
 
     @staticmethod
     def _checked_mask(

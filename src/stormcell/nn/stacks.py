@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ..engine import Form, state_size
+from ..engine.activations import linear
 from ..engine.reference import convolve
-from .recurrent import Activation, Size, _activation, _linear, _probability, _sizes
+from .recurrent import Activation, Size, _activation, _probability, _sizes
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -60,7 +61,7 @@ class _Conv2d(nn.Conv2d):
         self.padding = padding if isinstance(padding, str) else _sizes(padding, 2, "padding", 0)
 
     def form(self) -> Form:
-        return Form(self.stride, self.padding, self.dilation, _linear, _linear)
+        return Form(self.stride, self.padding, self.dilation, linear, linear)
 
     def forward(self, x: Tensor) -> Tensor:
         return convolve(x, self.weight, self.bias, self.form())
@@ -86,7 +87,7 @@ class _Conv2dLSTM(nn.Module):
         if in_channels < 1 or conv_channels < 1:
             raise ValueError(f"in_channels and conv_channels must be ≥ 1. Received: {in_channels} and {conv_channels}")
         self.in_channels, self.conv_channels, self.activation = in_channels, conv_channels, activation
-        self._activate = _linear if activation is None else _activation(activation, "activation")
+        self._activate = linear if activation is None else _activation(activation, "activation")
         self.conv = _Conv2d(
             in_channels,
             conv_channels,

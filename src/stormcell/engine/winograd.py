@@ -1,0 +1,491 @@
+"""A ConvLSTM sequence in the Winograd domain, on a CPU: less arithmetic than any convolution that computes its sums as written.
+
+With kernels of 5×5, four multiplications an output and pair of channels stand for twenty-five; with 3×3, two and a quarter for
+nine. Recurrence suits it: kernels are transformed once a call, and products, gates and state of a tile never leave the cache
+(native/winograd.cpp). The input goes through the same products where its convolution has the recurrent one's geometry;
+otherwise torch convolves some steps of it at a time, under one bound of memory.
+
+Kept for the backward: h, which is the output, c, the transformed kernels, and all pre-activations if `KEPT_BYTES` holds them. If
+not they are computed anew: what leaves the cache takes as long to write and read.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from . import native, reference
+from .activations import ACTIVATIONS, name_of
+from .case import Case
+from .operators import operator
+from .reference import Drop, Form, State, Weights, convolve, pads
+
+NAMES = tuple(ACTIVATIONS)  # in the order of the enum in native/lanes.h
+FEWEST = 16  # channels with kernels of 5×5, so that rounding is bounded: see docs/engines.md
+TILE = 4  # edge of a tile's output
+FEWEST_TILES = 16  # of all steps, with a backward
+KEPT_BYTES = 2**25
+HOISTED_BYTES = 2**25  # of pre-activations that the input's convolution makes at a time
+POINTS = {
+    3: 6,
+    5: 8,
+}  # edge of a tile by kernel: the fewest multiplications on all maps larger than 2×2 (docs/engines.md)
+
+
+ABOUT = f"kernels of 3×3 and 5×5 in the Winograd domain, on a CPU in float32 ({native.INSTRUCTION_SET})"
+
+
+# --- rules ---
+
+
+def unavailable() -> str | None:
+    """Why this machine cannot run it, or None."""
+    return None if native.LIBRARY is not None else "its C++ library was not built: install with a C++ compiler"
+
+
+def supports(case: Case) -> str | None:
+    """Why it cannot compute a case, or None."""
+    kernel = case.recurrent_kernel
+    reasons = {
+        "it runs on a CPU": case.device != "cpu",
+        "it computes a ConvLSTM, not a ConvGRU": case.cell != "lstm",
+        "it has two dimensions": case.dims != 2,
+        "it computes in float32: the transforms' rounding would spoil float64, and half precision": not (
+            case.dtype == case.state_dtype == torch.float32
+        ),
+        "autocast asks for half precision": case.autocast,
+        "its recurrent kernels are 3×3 and 5×5: rounding grows with the kernel": kernel not in ((3, 3), (5, 5)),
+        f"with 5×5 and fewer than {FEWEST} hidden channels its rounding is more than sixteen times a convolution's": (
+            kernel == (5, 5) and case.hidden_channels < FEWEST
+        ),
+        "a map of one pixel has nothing to transform": max(case.size) == 1,
+        "a norm needs all of a map before its gates": case.norm,
+        "zoneout draws, or mixes, in each step": case.zoneout,
+        "a mask for each gate would need four products": case.dropout == "gate",
+        "an activation that is a function has no counterpart in C++": None in case.activations,
+        "torch.func transforms see through torch's operators only": case.transformed,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def passed_over(case: Case) -> str | None:
+    """Why "auto" leaves a case to another engine, or None: by the measurements in docs/engines.md."""
+    if 2 * case.hidden_channels < native.LANES[native.INSTRUCTION_SET]:
+        return "so few hidden channels leave most of its vectors empty"
+    tiles = case.batch * prod(-(-n // TILE) for n in case.size)
+    if case.gradients and tiles * case.steps < FEWEST_TILES:
+        return "transforming the kernels takes longer than so small maps save"
+    return None
+
+
+def is_joint(w: Weights, form: Form) -> bool:
+    """Whether the input goes through the recurrent convolution's products: if its own has the same geometry.
+
+    With 5×5 its few channels would round worse than the recurrent ones, so that torch convolves fewer than `FEWEST`.
+    """
+    if w.ih is None or w.ih.shape[2:] != w.hh.shape[2:]:
+        return False
+    if w.hh.shape[2] == 5 and w.ih.shape[1] < FEWEST:
+        return False
+    same = form.padding == "same" or tuple(form.padding) == tuple(k // 2 for k in w.hh.shape[2:])
+    return same and set(form.stride) == set(form.dilation) == {1}
+
+
+# --- the engine ---
+
+
+def sequence(
+    x: Tensor, state: State, w: Weights, form: Form, mask: Tensor | None = None, drop: Drop | None = None
+) -> tuple[Tensor, State]:
+    """As `reference.sequence`, for the cases that `supports` has nothing against."""
+    h, c = state
+    h_mask = None
+    if drop is not None:
+        if drop.inputs is not None and w.ih is not None:
+            x = x * drop.inputs  # (B, 1, C, *frame): shared by gates and steps
+        h_mask = None if drop.recurrent is None else drop.recurrent.squeeze(1)
+    tensors = (x, h, c, w.ih, w.hh, w.ch, w.bias)
+    keeps = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    u = None if keeps or torch.compiler.is_compiling() else _remembered_kernels(w, form, tuple(h.shape[2:]))
+    padding, pads_ = (form.padding, ()) if isinstance(form.padding, str) else ("", form.padding)
+    names = (name_of(form.activation), name_of(form.recurrent_activation))
+    size = tuple(h.shape[2:])
+    each = 4 * x.shape[0] * prod(size) * _columns(h.shape[1])  # bytes of a step's pre-activations
+    kept = x.shape[1] if keeps and x.shape[1] * each <= KEPT_BYTES else 0  # all steps, or none
+    y, h_last, c_last, *_ = torch.ops.stormcell.winograd(
+        *tensors,
+        mask,
+        h_mask,
+        u,
+        form.stride,
+        padding,
+        pads_,
+        form.dilation,
+        *names,
+        POINTS[w.hh.shape[2]],
+        kept,
+        keeps,
+    )
+    return y.permute(0, 1, 4, 2, 3), (h_last.permute(0, 3, 1, 2), c_last.permute(0, 3, 1, 2))
+
+
+def _whole_vectors(channels: int) -> int:
+    lanes = native.LANES[native.INSTRUCTION_SET]
+    return -(-channels // lanes) * lanes
+
+
+def _columns(hidden: int) -> int:
+    """Numbers that a pixel's pre-activations take in the library."""
+    return 4 * _whole_vectors(hidden)
+
+
+_GEOMETRY = (
+    "int[] stride, str padding, int[] pads, int[] dilation, str activation, str recurrent_activation, int points"
+)
+_ARGUMENTS = (
+    "Tensor x, Tensor h, Tensor c, Tensor? ih, Tensor hh, Tensor? ch, Tensor? bias, Tensor? mask, Tensor? h_mask"
+)
+
+
+def _form(geometry: Sequence[Any]) -> Form:
+    stride, padding, pads_, dilation, activation, recurrent_activation, _ = geometry
+    return Form(
+        tuple(stride),
+        padding or tuple(pads_),
+        tuple(dilation),
+        ACTIVATIONS[activation].function,
+        ACTIVATIONS[recurrent_activation].function,
+    )
+
+
+def _frames(tensor: Tensor) -> Tensor:
+    """(B, F, Y, X) → (B, Y, X, F) without gaps."""
+    return tensor.detach().permute(0, 2, 3, 1).contiguous()
+
+
+class _Call:
+    """A call of the library: the problem that it is given, and the tensors that it points to."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        h: Tensor,
+        c: Tensor,
+        w: Weights,
+        form: Form,
+        points: int,
+        mask: Tensor | None,
+        h_mask: Tensor | None,
+    ) -> None:
+        library = native.LIBRARY
+        assert library is not None  # `unavailable` says so before
+        self.library = library
+        self.tensors: dict[str, Tensor] = {}
+        self.joint = is_joint(w, form)
+        self.hoisted = w.ih is not None and not self.joint
+        hidden, height, width = h.shape[1:]
+        self.problem = problem = native.Problem(
+            batch=x.shape[0],
+            steps=x.shape[1],
+            last=x.shape[1],
+            height=height,
+            width=width,
+            inputs=x.shape[2] if self.joint else 0,
+            hidden=hidden,
+            kernel=w.hh.shape[2],
+            points=points,
+            activation=NAMES.index(str(name_of(form.activation))),
+            recurrent_activation=NAMES.index(str(name_of(form.recurrent_activation))),
+            threads=torch.get_num_threads(),
+            isa=native.INSTRUCTION_SETS.index(native.INSTRUCTION_SET),
+            peephole_pixels=1,
+            **native.TEAM,
+        )
+        if self.joint:
+            self.give_strided(x=x)
+        self.give(
+            h0=_frames(h),
+            c0=_frames(c),
+            weight_ih=w.ih if self.joint else None,
+            weight_hh=w.hh,
+            bias=w.bias,
+            mask=None if mask is None else mask.to(torch.uint8),
+            h_mask=None if h_mask is None else _frames(h_mask),
+        )
+        if w.ch is not None:
+            peepholes = w.ch.reshape(3, hidden, -1).permute(2, 0, 1)
+            problem.peephole_pixels = peepholes.shape[0]
+            self.give(peephole=peepholes)
+
+    def give(self, **tensors: Tensor | None) -> None:
+        """Point to tensors, without gaps."""
+        for name, tensor in tensors.items():
+            if tensor is not None:
+                self.tensors[name] = tensor.detach().contiguous()
+            setattr(self.problem, name, None if tensor is None else self.tensors[name].data_ptr())
+
+    def give_strided(self, **tensors: Tensor) -> None:
+        """Point to frames (B, T, C, Y, X) as they lie."""
+        for name, tensor in tensors.items():
+            self.tensors[name] = tensor.detach()
+            setattr(self.problem, name, tensor.data_ptr())
+            getattr(self.problem, f"{name}_strides")[:] = tensor.stride()
+
+    def make_kernels(self, name: str) -> Tensor:
+        """u or u_transposed."""
+        p = self.problem
+        rows, columns = _whole_vectors(p.inputs) + _whole_vectors(p.hidden), _columns(p.hidden)
+        inner = (p.inputs + p.hidden, columns) if name == "u" else (columns, rows)
+        self.give(**{name: self.tensors["weight_hh"].new_zeros(p.points**2, *inner)})  # padding stays zero
+        self.run("weights")
+        return self.tensors[name]
+
+    def blocks(self) -> list[slice]:
+        """Steps that the library computes at a time."""
+        p = self.problem
+        each = p.steps
+        if self.hoisted:
+            each = max(1, HOISTED_BYTES // max(1, 16 * p.batch * p.height * p.width * p.hidden))
+        return [slice(first, min(first + each, p.steps)) for first in range(0, p.steps, each)]
+
+    def run(self, function: str, steps: slice | None = None) -> None:
+        if steps is not None:
+            self.problem.first, self.problem.last = steps.start, steps.stop
+        if getattr(self.library, f"stormcell_{function}")(ctypes.byref(self.problem)):
+            raise MemoryError("no memory is left for the Winograd engine")
+
+
+def _convolved(x: Tensor, ih: Tensor, form: Form) -> Tensor:
+    """What frames (B, n, C, Y, X) add to the pre-activations: (B, n, Y', X', 4F)."""
+    z = convolve(x.detach().flatten(0, 1), ih.detach(), None, form)
+    return z.permute(0, 2, 3, 1).unflatten(0, x.shape[:2]).contiguous()
+
+
+def _forward(
+    x: Tensor,
+    h: Tensor,
+    c: Tensor,
+    ih: Tensor | None,
+    hh: Tensor,
+    ch: Tensor | None,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    h_mask: Tensor | None,
+    u: Tensor | None,
+    *rest: Any,
+) -> tuple[Tensor, ...]:
+    """y (B, T, Y, X, F), last h and c (B, Y, X, F), and for the backward, or empty: all c, z, u."""
+    *geometry, kept, keeps = rest
+    form = _form(geometry)
+    call = _Call(x, h, c, Weights(ih, hh, ch, bias), form, geometry[-1], mask, h_mask)
+    p = call.problem
+    frame = (p.height, p.width, p.hidden)
+    y, c_last = h.new_empty(p.batch, p.steps, *frame), h.new_empty(p.batch, *frame)
+    all_c, z = h.new_empty(0), h.new_empty(0)  # outputs of an operator share no memory, not even none
+    call.give(y=y, c_last=c_last)
+    if keeps:
+        all_c = h.new_empty(p.batch, p.steps, *frame)
+        z = h.new_empty(p.batch, kept, p.height * p.width, _columns(p.hidden))
+        call.give(c=all_c, z=z if kept else None)
+    if u is None:
+        u = call.make_kernels("u")
+    call.give(u=u)
+    for steps in call.blocks():
+        if call.hoisted:
+            assert ih is not None
+            call.give(hoisted=_convolved(x[:, steps], ih, form))
+        call.run("forward", steps)
+    return y, y[:, -1].clone(), c_last, all_c, z, u if keeps else h.new_empty(0)
+
+
+def _backward(
+    d_y: Tensor | None,
+    d_h: Tensor | None,
+    d_c: Tensor | None,
+    x: Tensor,
+    h: Tensor,
+    c: Tensor,
+    ih: Tensor | None,
+    hh: Tensor,
+    ch: Tensor | None,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    h_mask: Tensor | None,
+    y: Tensor,
+    all_c: Tensor,
+    z: Tensor,
+    u: Tensor,
+    *rest: Any,
+) -> tuple[Tensor, ...]:
+    """Gradients of x, h, c, ih, hh, ch, bias; empty where `needs` is False."""
+    *geometry, needs = rest
+    form = _form(geometry)
+    call = _Call(x, h, c, Weights(ih, hh, ch, bias), form, geometry[-1], mask, h_mask)
+    p = call.problem
+    state = (p.batch, p.height, p.width, p.hidden)
+    d_h = hh.new_zeros(state) if d_h is None else d_h.clone(memory_format=torch.contiguous_format)
+    d_c = hh.new_zeros(state) if d_c is None else d_c.clone(memory_format=torch.contiguous_format)
+    gradients = {
+        "d_u": torch.zeros_like(u) if needs[4] or (needs[3] and call.joint) else None,
+        "d_bias": torch.zeros_like(bias) if bias is not None and needs[6] else None,
+        "d_peephole": torch.zeros_like(call.tensors["peephole"]) if ch is not None and needs[5] else None,
+        "d_weight_ih": torch.empty_like(ih) if ih is not None and needs[3] and call.joint else None,
+        "d_weight_hh": torch.empty_like(hh) if needs[4] else None,
+    }
+    call.give(y=y, c=all_c, z=z if z.shape[1] else None, u=u, d_h=d_h, d_c=d_c, **gradients)
+    gradients = {name: call.tensors.get(name) for name in gradients}
+    call.make_kernels("u_transposed")
+    if d_y is not None:
+        call.give_strided(d_y=d_y.permute(0, 1, 4, 2, 3))
+    d_x = torch.empty_like(x) if needs[0] else None
+    d_ih = gradients["d_weight_ih"]
+    if call.joint and d_x is not None:
+        call.give_strided(d_x=d_x)
+    for steps in reversed(call.blocks()):
+        if call.hoisted:
+            assert ih is not None
+            call.give(hoisted=None if z.shape[1] else _convolved(x[:, steps], ih, form))
+            d_z = hh.new_empty(p.batch, steps.stop - steps.start, p.height, p.width, 4 * p.hidden)
+            call.give(d_hoisted=d_z)
+            call.run("backward", steps)
+            d_x_here, d_ih_here = _through_convolution(d_z, x[:, steps], ih, form, needs[0], needs[3])
+            if d_x is not None:
+                d_x[:, steps] = d_x_here
+            d_ih = d_ih_here if d_ih is None else d_ih + d_ih_here
+        else:
+            call.run("backward", steps)
+    if gradients["d_u"] is not None:
+        call.run("d_weights")
+    d_peephole = gradients["d_peephole"]
+    found = (
+        d_x if ih is not None or d_x is None else d_x.zero_(),
+        d_h.permute(0, 3, 1, 2),
+        d_c.permute(0, 3, 1, 2),
+        d_ih,
+        gradients["d_weight_hh"],
+        None if d_peephole is None or ch is None else d_peephole.permute(1, 2, 0).reshape(ch.shape),
+        gradients["d_bias"],
+    )
+    return tuple(hh.new_empty(0) if g is None or not needed else g for g, needed in zip(found, needs))
+
+
+def _through_convolution(
+    d_z: Tensor, x: Tensor, ih: Tensor, form: Form, wants_x: bool, wants_ih: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of frames (B, n, C, Y, X) and of the kernel, from that of `_convolved`."""
+    frames = x.detach().flatten(0, 1)
+    margins = pads(tuple(x.shape[3:]), tuple(ih.shape[2:]), form)
+    (top, bottom), (left, right) = margins
+    padded = nnf.pad(frames, (left, right, top, bottom))
+    d_maps = d_z.flatten(0, 1).permute(0, 3, 1, 2)
+    d_padded, d_ih, _ = torch.ops.aten.convolution_backward(
+        d_maps,
+        padded,
+        ih.detach(),
+        None,
+        form.stride,
+        (0, 0),
+        form.dilation,
+        False,
+        (0, 0),
+        1,
+        (wants_x, wants_ih, False),
+    )
+    if not wants_x:
+        return d_padded, d_ih
+    d_frames = d_padded[:, :, top : top + x.shape[3], left : left + x.shape[4]]
+    return d_frames.unflatten(0, x.shape[:2]), d_ih
+
+
+# --- as operators ---
+
+
+def _fake_forward(x: Tensor, h: Tensor, c: Tensor, ih: Tensor | None, hh: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    *geometry, kept, keeps = rest[5:]
+    batch, hidden, height, width = h.shape
+    frame = (height, width, hidden)
+    y, h_last, c_last = h.new_empty(batch, x.shape[1], *frame), h.new_empty(batch, *frame), h.new_empty(batch, *frame)
+    if not keeps:
+        return y, h_last, c_last, h.new_empty(0), h.new_empty(0), h.new_empty(0)
+    channels = hidden + (x.shape[2] if is_joint(Weights(ih, hh), _form(geometry)) else 0)
+    z = h.new_empty(batch, kept, height * width, _columns(hidden))
+    return y, h_last, c_last, torch.empty_like(y), z, h.new_empty(geometry[-1] ** 2, channels, _columns(hidden))
+
+
+def _fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs, needs = arguments[3:10], arguments[-1]
+    found = []
+    for tensor, needed in zip(inputs, needs):
+        if tensor is None or not needed:
+            found.append(arguments[3].new_empty(0))
+        elif tensor is inputs[1] or tensor is inputs[2]:
+            batch, hidden, height, width = tensor.shape
+            found.append(tensor.new_empty(batch, height, width, hidden).permute(0, 3, 1, 2))
+        else:
+            found.append(torch.empty_like(tensor))
+    return tuple(found)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
+    y, _, _, all_c, z, u = output
+    ctx.save_for_backward(*inputs[:9], y, all_c, z, u)
+    ctx.geometry = inputs[10:17]
+
+
+def _differentiate(ctx: Any, d_y: Tensor | None, d_h: Tensor | None, d_c: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    saved = ctx.saved_tensors
+    needs = [bool(needed) for needed in ctx.needs_input_grad[:7]]
+    if torch.is_grad_enabled():  # create_graph=True: the reference can be differentiated twice
+        mask, h_mask = saved[7:9]
+        drop = None if h_mask is None else Drop(None, h_mask.unsqueeze(1))
+        maps = [None if d is None else d.movedim(-1, -3) for d in (d_y, d_h, d_c)]  # (…, Y, X, F) → (…, F, Y, X)
+        found = reference.gradients(saved[:7], _form(ctx.geometry), mask, drop, maps, needs)
+    else:
+        made = torch.ops.stormcell.winograd_backward(d_y, d_h, d_c, *saved, *ctx.geometry, needs)
+        found = [gradient if needed else None for gradient, needed in zip(made, needs)]
+    return (*found, *(None,) * 12)
+
+
+operator(
+    "winograd",
+    _forward,
+    f"({_ARGUMENTS}, Tensor? u, {_GEOMETRY}, SymInt kept, bool keeps) -> ({', '.join(['Tensor'] * 6)})",
+    fake=_fake_forward,
+    backward=_differentiate,
+    keep=_keep,
+)
+operator(
+    "winograd_backward",
+    _backward,
+    f"(Tensor? d_y, Tensor? d_h, Tensor? d_c, {_ARGUMENTS}, Tensor y, Tensor all_c, Tensor z, Tensor u, "
+    f"{_GEOMETRY}, bool[] needs) -> ({', '.join(['Tensor'] * 7)})",
+    fake=_fake_backward,
+)
+
+
+# --- kernels that are kept between calls ---
+
+_remembered = WeakTensorKeyDictionary()  # recurrent kernels → (what they were transformed for, u)
+
+
+def _remembered_kernels(w: Weights, form: Form, size: tuple[int, ...]) -> Tensor:
+    """The transformed kernels of parameters that have not changed since the last call: a stream of steps needs them once."""
+    points = POINTS[w.hh.shape[2]]
+    state = tuple(None if t is None else (t.data_ptr(), t._version) for t in (w.ih, w.hh))
+    key = (state, points, native.INSTRUCTION_SET, form.stride, form.padding, form.dilation)
+    known = _remembered.get(w.hh)
+    if known is not None and known[0] == key:
+        return known[1]
+    frames = w.hh.new_empty(1, 1, 0 if w.ih is None else w.ih.shape[1], *size)
+    h = w.hh.new_empty(1, w.hh.shape[1], *size)
+    u = _Call(frames, h, h, w, form, points, None, None).make_kernels("u")
+    _remembered[w.hh] = (key, u)
+    return u

@@ -1,0 +1,230 @@
+"""The benchmarks' page is what its newest result says, and no speed is printed while an engine is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from benchmarks import agreement, run, table
+from benchmarks.cases import CASES, GROWTH, QUICK, SAME, arrays, from_json, parameter_count
+from benchmarks.peers import GROWTH_PEERS, PEERS, ours
+from benchmarks.worker import environment, timed
+
+from stormcell import paper_model
+
+FAST = {"n": 5, "q1_s": 0.009, "median_s": 0.01, "q3_s": 0.0111, "slow": False}
+SLOW = {"n": 1, "q1_s": 40.0, "median_s": 40.0, "q3_s": 40.0, "slow": True}
+
+
+def entry(title: str, *, ours: bool = False, complete: bool = True, **values: Any) -> dict[str, Any]:
+    return {"title": title, "ours": ours, "complete": complete, "status": "ok", **values}
+
+
+@pytest.fixture
+def result() -> dict[str, Any]:
+    """Made up: ours twice as fast forward as the best peer, and slower in training."""
+    half = {**FAST, "median_s": 0.005}
+    peers = {
+        "stormcell": entry("Stormcell (auto)", ours=True, engine="bptt", forward=half, train=SLOW, peak_mb=300.0),
+        "torch": entry("torch loop", forward=FAST, train=FAST, peak_mb=600.4),
+        "flax": entry("Flax", forward={**FAST, "median_s": 0.02}, train=SLOW, peak_mb=1200.0),
+        "keras-jax": {**entry("Keras on JAX"), "status": "not installed", "why": "jax"},
+        "floor": entry("convolutions alone", complete=False, forward={**FAST, "median_s": 0.001}, train=FAST),
+    }
+    return {
+        "date": "2026-11-24T10:00:00+00:00",
+        "commit": "0123456789abcdef",
+        "dirty": False,
+        "quick": False,
+        "busy": False,
+        "threads": 2,
+        "machine": {"cpu": "A CPU", "cores": 2, "system": "Linux x86_64"},
+        "versions": {"Python": "3.11.1", "torch": "2.13.0", "jax": None},
+        "plots": ["r.png", "r.svg"],
+        "cases": {"3x3": {"title": "8 × 10 steps", "peers": peers}},
+        "growth": {},
+    }
+
+
+def test_the_page_is_what_the_newest_result_gives() -> None:
+    """Also where there is no result yet: then the page says so."""
+    assert table.main(["--check"]) == 0
+    page = (table.FOLDER / "README.md").read_text(encoding="utf-8")
+    assert table.markdown(table.newest()) in page
+
+
+def test_a_page_that_is_out_of_date_is_found_and_mended(
+    tmp_path: Path, result: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "README.md"
+    page.write_text(f"before\n{table.BEGIN}\n\nold\n\n{table.END}\nafter\n", encoding="utf-8")
+    results = tmp_path / "results"
+    results.mkdir()
+    assert table.main([], folder=tmp_path) == 0
+    assert "No result has been recorded yet." in page.read_text(encoding="utf-8")
+    for name, changes in {
+        "a": {},
+        "b": {"date": "2026-11-20T10:00:00+00:00", "commit": "older"},
+        "c": {"date": "2026-11-30T10:00:00+00:00", "commit": "quick", "quick": True},
+    }.items():
+        (results / f"{name}.json").write_text(json.dumps({**result, **changes}), encoding="utf-8")
+    assert table.main(["--check"], folder=tmp_path) == 1
+    assert "out of date" in capsys.readouterr().err
+    assert table.main([], folder=tmp_path) == 0
+    assert table.main(["--check"], folder=tmp_path) == 0
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "commit 0123456789." in text
+    with pytest.raises(ValueError, match="lacks one of its comments"):
+        table.insert("no comments", "text")
+
+
+def test_ratios_are_against_the_fastest_complete_peer_that_is_not_ours(result: dict[str, Any]) -> None:
+    peers = result["cases"]["3x3"]["peers"]
+    assert table.best(peers, "forward") == table.best(peers, "train") == table.best(peers, "peak_mb") == "torch"
+    assert table.speeds(peers, "forward") == {"stormcell": 2.0, "torch": 1.0, "flax": 0.5, "floor": 10.0}
+    assert table.speeds({"stormcell": peers["stormcell"]}, "forward") == {}
+
+
+def test_the_tables_show_losses_and_those_that_are_missing(result: dict[str, Any]) -> None:
+    (made,) = table.tables(result)
+    assert made.head == ["", "forward, ms", "speed", "training step, ms", "speed", "peak, MiB"]
+    rows = {row[0]: row[1:] for row in made.rows}
+    assert rows["Stormcell (auto) → bptt"] == ["5.00 (9.00–11.1)", "2.00×", "40,000†", "0.00×", "300"]
+    assert rows["torch loop"] == ["10.0 (9.00–11.1)", "1.00×", "10.0 (9.00–11.1)", "1.00×", "600"]
+    assert rows["Keras on JAX"] == ["not installed: jax", "", "", "", ""]
+    assert rows["convolutions alone"][-1] == "–"
+    both = table.overview(result).rows
+    assert [row[4] for row in both] == ["2.00×", "0.00×"]
+    assert [row[5] for row in both] == ["–", "0.50× of torch loop"]
+    text = table.markdown(result)
+    assert "† A run takes more than 20 s and was made once." in text
+    assert "![r](results/r.svg)" in text
+    assert "jax" not in text.split("\n\n")[0]
+    assert "Other programs were running" in table.markdown({**result, "busy": True})
+
+
+def test_a_summary_is_median_and_quartiles() -> None:
+    assert table.summary([1.0, 2.0, 3.0, 4.0, 100.0]) == {
+        "n": 5, "median_s": 3.0, "q1_s": 2.0, "q3_s": 4.0, "slow": False
+    }  # fmt: skip
+    assert table.summary([30.0]) == {"n": 1, "median_s": 30.0, "q1_s": 30.0, "q3_s": 30.0, "slow": True}
+
+
+def test_a_turn_is_at_least_one_run_and_a_short_run_is_warmed_up() -> None:
+    calls: list[None] = []
+    assert len(timed(lambda: calls.append(None), 0.0)) == len(calls) == 1
+    calls.clear()
+    durations = timed(lambda: calls.append(None), 0.001)
+    assert len(calls) == len(durations) + 1
+
+
+def test_our_engines_agree_on_a_small_case() -> None:
+    lines = agreement.check([QUICK], names=["auto"])
+    assert [line.engine for line in lines] == ["auto"]
+    assert all(line.agrees for line in lines), lines
+
+
+@pytest.mark.parametrize("kind", ["wrong", "nan", "raises"])
+def test_no_speed_is_measured_while_an_engine_is_wrong(
+    kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def faked(case: Any, engine: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        found = agreement.compute(case, "reference", dtype)
+        if engine == "bptt":
+            if kind == "raises":
+                raise RuntimeError("out of order")
+            found["d_weight_hh_l0"] = found["d_weight_hh_l0"] * (1 + 1e-4 if kind == "wrong" else float("nan"))
+        return found
+
+    def check(cases: Any, *, names: Any) -> list[agreement.Line]:
+        return real([QUICK], names=["bptt", "auto"], compute=faked)
+
+    def measure(*_: object) -> None:
+        raise AssertionError("measured")
+
+    real = agreement.check
+    monkeypatch.setattr(agreement, "check", check)
+    monkeypatch.setattr(run.Bench, "check_peers", measure)
+    monkeypatch.setattr(run.Bench, "measure", measure)
+    monkeypatch.setattr(run, "other_load", lambda: None)
+    for name in environment(2):
+        monkeypatch.setenv(name, "1")  # run.main sets them for good: put back after the test
+    assert run.main(["--quick"]) == 1
+    said = capsys.readouterr().err
+    expected = "RuntimeError: out of order" if kind == "raises" else "d_weight_hh_l0 is off by"
+    assert f"disagrees: quick: bptt: {expected}" in said
+    assert "No speed is measured while numbers disagree." in said
+    assert "auto" not in said
+
+
+def test_an_engine_that_refuses_a_case_is_left_out() -> None:
+    def faked(case: Any, engine: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        if engine == "winograd":
+            raise ValueError('engine="winograd" cannot compute this: the kernel is even')
+        return agreement.compute(case, "reference", dtype)
+
+    assert [line.engine for line in agreement.check([QUICK], names=["winograd", "auto"], compute=faked)] == ["auto"]
+
+
+@pytest.mark.parametrize("case", SAME, ids=lambda case: case.name)
+def test_the_torch_loop_computes_our_numbers(case: Any) -> None:
+    from benchmarks.peers import torch_loop
+
+    for variant in ("eager", "channels_last"):
+        found = torch_loop.build(case, variant).numbers()
+        lines = agreement.check_peer("torch", case, found, parameter_count(arrays(case)))
+        assert len(lines) == (1 if case.streaming else 2)
+        assert all(line.agrees for line in lines), lines
+    missing = {**found, "gradients": np.array(3)}
+    assert not all(line.agrees for line in agreement.check_peer("torch", case, missing, parameter_count(arrays(case))))
+
+
+def test_the_floor_runs_on_every_kind_of_case() -> None:
+    from benchmarks.peers import floor
+
+    for case in SAME:
+        made = floor.build(case, "")
+        made.forward()
+        made.training_step()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--peers", "torch", "caffe"], "benchmarks: unknown peer 'caffe': choose from stormcell, "),
+        (["--cases", "7x7"], "benchmarks: unknown case '7x7': choose from 5x5, "),
+        (["--threads", "0"], "benchmarks: --threads, --seconds and --patience must be positive."),
+        (["--out", "../x"], "benchmarks: --out is a name without folders, not '../x'."),
+    ],
+)
+def test_a_wrong_command_line_is_one_sentence(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run.main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(sentence)
+    assert said.err.count("\n") == 1
+
+
+def test_a_case_survives_json_and_the_net_is_the_paper_s() -> None:
+    for case in (*CASES.values(), *(case for series in GROWTH.values() for case in series)):
+        assert from_json(json.loads(json.dumps(case._asdict()))) == case
+    case = CASES["paper"]._replace(batch=1, steps=1, future=1)
+    net = ours.module(case, arrays(case), engine="reference")
+    published = paper_model("convlstm-5x5-128-64-64")
+    peepholes = sum(p.numel() for name, p in published.named_parameters() if "weight_ch" in name)
+    assert sum(p.numel() for p in net.parameters()) == sum(p.numel() for p in published.parameters()) - peepholes
+
+
+def test_every_peer_stands_on_the_page() -> None:
+    page = (table.FOLDER / "README.md").read_text(encoding="utf-8")
+    assert set(GROWTH_PEERS) <= set(PEERS)
+    for name in PEERS:
+        assert f"`{name}`" in page
