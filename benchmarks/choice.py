@@ -1,7 +1,7 @@
 """Where "auto" should leave small layers to another engine: times of every engine over maps and channels, for docs/engines.md.
 
-    python -m benchmarks.choice           measure (two minutes, with nothing else running), write JSON and the page
-    python -m benchmarks.choice --page    write the page from the JSON that is there
+python -m benchmarks.choice           measure (two minutes, with nothing else running), write JSON and the page
+python -m benchmarks.choice --page    write the page from the JSON that is there
 """
 
 from __future__ import annotations
@@ -71,11 +71,11 @@ def measure() -> dict[str, Any]:
         for _ in range(3):  # in turns
             for name, layer in layers.items():
 
-                def forward(layer: Any = layer) -> None:
+                def forward(layer: Any = layer, x: Any = x) -> None:
                     with torch.no_grad():
                         layer(x)
 
-                def train(layer: Any = layer) -> None:
+                def train(layer: Any = layer, x: Any = x) -> None:
                     y, _ = layer(x)
                     y.backward(torch.ones_like(y))
 
@@ -96,7 +96,9 @@ def markdown(result: dict[str, Any]) -> str:
     head = ["layer, 10 steps", *(f"{kind} {name}" for kind in ("forward", "training") for name in names)]
     lines = [head, ["---", *["--:"] * (len(head) - 1)]]
     for row in result["rows"]:
-        cells = [f"{row['batch']} × {row['channels']}→{row['hidden']}, {row['side']}×{row['side']}, {row['kernel']}×{row['kernel']}"]
+        cells = [
+            f"{row['batch']} × {row['channels']}→{row['hidden']}, {row['side']}×{row['side']}, {row['kernel']}×{row['kernel']}"
+        ]
         for kind in ("forward", "train"):
             for name in names:
                 value = row[kind].get(name)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks import agreement, run, table
+from benchmarks import agreement, choice, run, table
 from benchmarks.cases import CASES, GROWTH, QUICK, SAME, arrays, from_json, parameter_count
 from benchmarks.peers import GROWTH_PEERS, PEERS, ours
 from benchmarks.worker import environment, timed
@@ -228,3 +228,18 @@ def test_every_peer_stands_on_the_page() -> None:
     assert set(GROWTH_PEERS) <= set(PEERS)
     for name in PEERS:
         assert f"`{name}`" in page
+
+
+def test_the_table_of_small_layers_is_what_its_result_gives() -> None:
+    result = json.loads(choice.RESULT.read_text(encoding="utf-8"))
+    page = choice.PAGE.read_text(encoding="utf-8")
+    assert choice.markdown(result) in page
+    assert table.insert(page, choice.markdown(result)) == page
+
+
+def test_auto_takes_the_fastest_engine_or_one_that_is_nearly_as_fast() -> None:
+    """By the recorded times: at most half as long again where times are of a few milliseconds, which jitter."""
+    for row in json.loads(choice.RESULT.read_text(encoding="utf-8"))["rows"]:
+        for kind in ("forward", "train"):
+            fastest = min(row[kind].values())
+            assert row[kind][row["chosen"][kind]] <= 1.25 * fastest + 1.5, row

@@ -290,7 +290,7 @@ def test_what_it_leaves_to_others_and_why(changes: dict[str, Any], reason: str) 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"hidden_channels": 1}, "so few hidden channels"),
+        ({"hidden_channels": 1, "size": (64, 64)}, "so few hidden channels"),
         ({"size": (4, 4), "batch": 1, "steps": 10, "gradients": True}, "transforming the kernels takes longer"),
     ],
 )

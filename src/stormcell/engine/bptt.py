@@ -29,6 +29,7 @@ BLOCK_BYTES = 32 * 2**20  # of what the steps of a block make: gates, and φ(c')
 BLOCK_BYTES_CPU = 1 * 2**20  # a block that leaves the cache costs more than it saves
 KEPT_BYTES = 256 * 2**20  # of the same, kept for the backward
 SMALL = 2**13  # elements of a state; below, on a CPU, calls cost more than they save
+MANY_CHANNELS = 64  # unless it is the weights' gradients that cost, which are one product here and one a step there
 
 _ARGUMENTS = """Tensor x, Tensor h, Tensor c, Tensor? ih, Tensor hh, Tensor? ch, Tensor? bias, Tensor? mask,
     Tensor? drop_x, Tensor? drop_h, int[] stride, str padding, int[] zeros, int[] dilation,
@@ -64,7 +65,8 @@ def passed_over(case: Case) -> str | None:
         return "a single step has no others to be computed with"
     if case.device == "cpu" and not case.gradients:
         return "without gradients there is nothing to keep less of, and the reference is as fast"
-    if case.device == "cpu" and case.batch * case.hidden_channels * math.prod(case.size) < SMALL:
+    elements = case.batch * case.hidden_channels * math.prod(case.size)
+    if case.device == "cpu" and elements < SMALL and case.hidden_channels < MANY_CHANNELS:
         return "the state is small: calls cost more than its arithmetic"
     return None
 
