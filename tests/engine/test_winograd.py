@@ -19,7 +19,7 @@ from stormcell.engine import Weights, bptt, native, reference, winograd
 from stormcell.engine.reference import Drop
 
 from ..nn.layers import random_layer
-from .cases import CASES, Call, Recipe, outcome
+from .cases import CASES, MASK, Call, Recipe, outcome
 from .test_reference import Bytes
 
 pytestmark = pytest.mark.skipif(native.LIBRARY is None, reason="the Winograd library was not built: no C++ compiler")
@@ -233,7 +233,12 @@ def test_changed_weights_are_transformed_anew() -> None:
     layer = random_layer(ConvLSTM2d(2, 4, 3, engine="winograd")).eval()
     x = torch.randn(1, 2, 9, 9)
     with torch.no_grad():
-        for change in (lambda: None, lambda: layer.weight_hh_l0.mul_(2), lambda: layer.weight_ih_l0.zero_()):
+        for change in (
+            lambda: None,
+            lambda: layer.weight_hh_l0.mul_(2),
+            lambda: layer.weight_hh_l0.data.add_(1),  # which no version counter sees
+            lambda: layer.weight_ih_l0.zero_(),
+        ):
             change()
             y, _ = layer.step(x)
             layer.engine = "reference"
@@ -249,6 +254,27 @@ def test_changed_weights_are_transformed_anew() -> None:
     del layer
     gc.collect()
     assert len(winograd._remembered) < size
+
+
+def test_layers_that_are_made_and_run_in_inference_mode() -> None:
+    with torch.inference_mode():
+        layer = random_layer(ConvLSTM2d(2, 4, 3, engine="winograd")).eval()
+        x = torch.randn(1, 3, 2, 9, 9)
+        y, _ = layer(x)
+        layer.engine = "reference"
+        torch.testing.assert_close(y, layer(x)[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "recipe", [Recipe(peephole="pixel", batch=3, steps=5, mask=MASK), Recipe(channels=0, drop="shared")]
+)
+def test_the_operator_does_what_it_says_of_itself(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Any, ...]] = []
+    real = torch.ops.stormcell.winograd
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.ops.stormcell, "winograd", lambda *given: seen.append(given) or real(*given))
+        winograd.sequence(*recipe.make(torch.float32).detached())
+    torch.library.opcheck(real.default, seen[0])
 
 
 # --- rules ---

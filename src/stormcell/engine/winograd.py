@@ -33,11 +33,8 @@ TILE = 4  # edge of a tile's output
 FEWEST_TILES = 16  # of all steps, with a backward
 KEPT_BYTES = 2**25
 HOISTED_BYTES = 2**25  # of pre-activations that the input's convolution makes at a time
-POINTS = {
-    3: 6,
-    5: 8,
-}  # edge of a tile by kernel: the fewest multiplications on all maps larger than 2×2 (docs/engines.md)
-
+# Edge of a tile's input, by kernel: the fewest multiplications on all maps larger than 2×2 (docs/engines.md)
+POINTS = {3: 6, 5: 8}
 
 ABOUT = f"kernels of 3×3 and 5×5 in the Winograd domain, on a CPU in float32 ({native.INSTRUCTION_SET})"
 
@@ -129,7 +126,6 @@ def sequence(
         pads_,
         form.dilation,
         *names,
-        POINTS[w.hh.shape[2]],
         kept,
         keeps,
     )
@@ -146,16 +142,14 @@ def _columns(hidden: int) -> int:
     return 4 * _whole_vectors(hidden)
 
 
-_GEOMETRY = (
-    "int[] stride, str padding, int[] pads, int[] dilation, str activation, str recurrent_activation, int points"
-)
+_GEOMETRY = "int[] stride, str padding, int[] pads, int[] dilation, str activation, str recurrent_activation"
 _ARGUMENTS = (
     "Tensor x, Tensor h, Tensor c, Tensor? ih, Tensor hh, Tensor? ch, Tensor? bias, Tensor? mask, Tensor? h_mask"
 )
 
 
 def _form(geometry: Sequence[Any]) -> Form:
-    stride, padding, pads_, dilation, activation, recurrent_activation, _ = geometry
+    stride, padding, pads_, dilation, activation, recurrent_activation = geometry
     return Form(
         tuple(stride),
         padding or tuple(pads_),
@@ -180,7 +174,6 @@ class _Call:
         c: Tensor,
         w: Weights,
         form: Form,
-        points: int,
         mask: Tensor | None,
         h_mask: Tensor | None,
     ) -> None:
@@ -200,7 +193,7 @@ class _Call:
             inputs=x.shape[2] if self.joint else 0,
             hidden=hidden,
             kernel=w.hh.shape[2],
-            points=points,
+            points=POINTS[w.hh.shape[2]],
             activation=NAMES.index(str(name_of(form.activation))),
             recurrent_activation=NAMES.index(str(name_of(form.recurrent_activation))),
             threads=torch.get_num_threads(),
@@ -284,7 +277,7 @@ def _forward(
     """y (B, T, Y, X, F), last h and c (B, Y, X, F), and for the backward, or empty: all c, z, u."""
     *geometry, kept, keeps = rest
     form = _form(geometry)
-    call = _Call(x, h, c, Weights(ih, hh, ch, bias), form, geometry[-1], mask, h_mask)
+    call = _Call(x, h, c, Weights(ih, hh, ch, bias), form, mask, h_mask)
     p = call.problem
     frame = (p.height, p.width, p.hidden)
     y, c_last = h.new_empty(p.batch, p.steps, *frame), h.new_empty(p.batch, *frame)
@@ -292,7 +285,8 @@ def _forward(
     call.give(y=y, c_last=c_last)
     if keeps:
         all_c = h.new_empty(p.batch, p.steps, *frame)
-        z = h.new_empty(p.batch, kept, p.height * p.width, _columns(p.hidden))
+        empty = h.new_empty if mask is None else h.new_zeros  # frames that the mask leaves out are not written
+        z = empty(p.batch, kept, p.height * p.width, _columns(p.hidden))
         call.give(c=all_c, z=z if kept else None)
     if u is None:
         u = call.make_kernels("u")
@@ -327,7 +321,7 @@ def _backward(
     """Gradients of x, h, c, ih, hh, ch, bias; empty where `needs` is False."""
     *geometry, needs = rest
     form = _form(geometry)
-    call = _Call(x, h, c, Weights(ih, hh, ch, bias), form, geometry[-1], mask, h_mask)
+    call = _Call(x, h, c, Weights(ih, hh, ch, bias), form, mask, h_mask)
     p = call.problem
     state = (p.batch, p.height, p.width, p.hidden)
     d_h = hh.new_zeros(state) if d_h is None else d_h.clone(memory_format=torch.contiguous_format)
@@ -416,7 +410,8 @@ def _fake_forward(x: Tensor, h: Tensor, c: Tensor, ih: Tensor | None, hh: Tensor
         return y, h_last, c_last, h.new_empty(0), h.new_empty(0), h.new_empty(0)
     channels = hidden + (x.shape[2] if is_joint(Weights(ih, hh), _form(geometry)) else 0)
     z = h.new_empty(batch, kept, height * width, _columns(hidden))
-    return y, h_last, c_last, torch.empty_like(y), z, h.new_empty(geometry[-1] ** 2, channels, _columns(hidden))
+    u = h.new_empty(POINTS[int(hh.shape[2])] ** 2, channels, _columns(hidden))
+    return y, h_last, c_last, torch.empty_like(y), z, u
 
 
 def _fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
@@ -437,7 +432,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.set_materialize_grads(False)
     y, _, _, all_c, z, u = output
     ctx.save_for_backward(*inputs[:9], y, all_c, z, u)
-    ctx.geometry = inputs[10:17]
+    ctx.geometry = inputs[10:16]
 
 
 def _differentiate(ctx: Any, d_y: Tensor | None, d_h: Tensor | None, d_c: Tensor | None, *_: Any) -> tuple[Any, ...]:
@@ -451,7 +446,7 @@ def _differentiate(ctx: Any, d_y: Tensor | None, d_h: Tensor | None, d_c: Tensor
     else:
         made = torch.ops.stormcell.winograd_backward(d_y, d_h, d_c, *saved, *ctx.geometry, needs)
         found = [gradient if needed else None for gradient, needed in zip(made, needs)]
-    return (*found, *(None,) * 12)
+    return (*found, *(None,) * 11)
 
 
 operator(
@@ -473,19 +468,22 @@ operator(
 
 # --- kernels that are kept between calls ---
 
-_remembered = WeakTensorKeyDictionary()  # recurrent kernels → (what they were transformed for, u)
+_remembered = WeakTensorKeyDictionary()  # recurrent kernels → (what else u was made with, copies of the weights, u)
 
 
 def _remembered_kernels(w: Weights, form: Form, size: tuple[int, ...]) -> Tensor:
-    """The transformed kernels of parameters that have not changed since the last call: a stream of steps needs them once."""
-    points = POINTS[w.hh.shape[2]]
-    state = tuple(None if t is None else (t.data_ptr(), t._version) for t in (w.ih, w.hh))
-    key = (state, points, native.INSTRUCTION_SET, form.stride, form.padding, form.dilation)
-    known = _remembered.get(w.hh)
-    if known is not None and known[0] == key:
-        return known[1]
+    """The transformed kernels of weights that are what they were in the last call: a stream of steps makes them once.
+
+    Values are compared: `_version` misses what is done to `.data`, and tensors of inference mode have none.
+    """
+    joint = is_joint(w, form)
+    weights = [w.hh] if w.ih is None or not joint else [w.hh, w.ih]
+    key = (joint, native.INSTRUCTION_SET)
+    known_key, copies, u = _remembered.get(w.hh, (None, [], None))
+    if known_key == key and all(map(torch.equal, weights, copies)):
+        return u
     frames = w.hh.new_empty(1, 1, 0 if w.ih is None else w.ih.shape[1], *size)
     h = w.hh.new_empty(1, w.hh.shape[1], *size)
-    u = _Call(frames, h, h, w, form, points, None, None).make_kernels("u")
-    _remembered[w.hh] = (key, u)
+    u = _Call(frames, h, h, w, form, None, None).make_kernels("u")
+    _remembered[w.hh] = (key, [weight.detach().clone() for weight in weights], u)
     return u
