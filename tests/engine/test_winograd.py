@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import math
 import os
@@ -171,6 +172,35 @@ def test_numbers_do_not_depend_on_threads_or_on_whose_they_are(monkeypatch: pyte
                 torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    "change", [{"mask": MASK}, {"drop": "shared"}, {"kernel": (2, 2), "mask": MASK}]
+)  # the last is hoisted
+def test_samples_together_and_one_by_one_give_the_same(change: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe(batch=3, steps=5, frame=(9, 6), recurrent=(3, 3), peephole="pixel")
+    call = dataclasses.replace(recipe, **change).make(torch.float32)
+    found = []
+    for tiles, parts in ((18, 1), (12, 2), (1, 3)):
+        monkeypatch.setattr(winograd, "TOGETHER", tiles)
+        assert len(winograd._parts(call.state[0])) == parts
+        found.append(outcome(winograd.sequence, call))
+    for apart in found[1:]:
+        torch.testing.assert_close(apart, found[0], rtol=1e-4, atol=1e-4)
+
+
+def test_the_state_that_layers_begin_with_is_not_copied_and_is_that_of_zeros() -> None:
+    for channels in (0, 3):
+        layer = random_layer(ConvLSTM2d(channels, 5, 3, peephole="pixel", frame_size=(7, 9), engine="winograd"))
+        x = torch.randn(2, 4, channels, 7, 9, requires_grad=True)
+        mask = torch.tensor([[False, True, True, False], [True, False, True, True]])
+        zeros = (torch.zeros(1, 2, 5, 7, 9),) * 2
+        results = []
+        for state in (None, zeros):
+            y, (h, c) = layer(x, state, mask=mask)
+            gradients = torch.autograd.grad(y.square().sum() + c.sum(), [x, *layer.parameters()])
+            results.append((y, h, c, *gradients))
+        torch.testing.assert_close(results[0], results[1], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("kernel", [3, 5])

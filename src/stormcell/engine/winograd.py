@@ -5,8 +5,8 @@ nine. Recurrence suits it: kernels are transformed once a call, and products, ga
 (native/winograd.cpp). The input goes through the same products where its convolution has the recurrent one's geometry;
 otherwise torch convolves some steps of it at a time, under one bound of memory.
 
-Kept for the backward: h, which is the output, c, the transformed kernels, and all pre-activations if `KEPT_BYTES` holds them. If
-not they are computed anew: what leaves the cache takes as long to write and read.
+Kept for the backward: h, which is the output, c before the last, the transformed kernels, and all pre-activations if `KEPT_BYTES`
+holds them. If not they are computed anew: what leaves the cache takes as long to write and read.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from .reference import Drop, Form, State, Weights, convolve, pads
 NAMES = tuple(ACTIVATIONS)  # in the order of the enum in native/lanes.h
 FEWEST = 16  # channels with kernels of 5×5, so that rounding is bounded: see docs/engines.md
 TILE = 4  # edge of a tile's output
+TOGETHER = 256  # tiles of a step that are computed together, if one sample has not more
 FEWEST_TILES = 16  # of all steps, with a backward
 KEPT_BYTES = 2**25
 HOISTED_BYTES = 2**25  # of pre-activations that the input's convolution makes at a time
@@ -164,6 +165,19 @@ def _frames(tensor: Tensor) -> Tensor:
     return tensor.detach().permute(0, 2, 3, 1).contiguous()
 
 
+def _is_one_zero(state: Tensor) -> bool:
+    """Whether a state is the zero that layers begin with, expanded: nothing to copy."""
+    return state.numel() > 0 and not any(state.stride()) and not state[0, 0, 0, 0]
+
+
+def _parts(state: Tensor) -> list[slice]:
+    """Samples that are computed together: few, so that what a step hands to the next stays in a cache."""
+    batch, _, height, width = state.shape
+    tiles = -(-height // TILE) * -(-width // TILE)
+    each = max(1, TOGETHER // tiles)
+    return [slice(first, min(first + each, batch)) for first in range(0, max(batch, 1), each)]
+
+
 class _Call:
     """A call of the library: the problem that it is given, and the tensors that it points to."""
 
@@ -176,7 +190,9 @@ class _Call:
         form: Form,
         mask: Tensor | None,
         h_mask: Tensor | None,
+        part: slice = slice(None),
     ) -> None:
+        x, h, c = x[part], h[part], c[part]
         library = native.LIBRARY
         assert library is not None  # `unavailable` says so before
         self.library = library
@@ -204,13 +220,13 @@ class _Call:
         if self.joint:
             self.give_strided(x=x)
         self.give(
-            h0=_frames(h),
-            c0=_frames(c),
+            h0=None if _is_one_zero(h) else _frames(h),
+            c0=None if _is_one_zero(c) else _frames(c),
             weight_ih=w.ih if self.joint else None,
             weight_hh=w.hh,
             bias=w.bias,
-            mask=None if mask is None else mask.to(torch.uint8),
-            h_mask=None if h_mask is None else _frames(h_mask),
+            mask=None if mask is None else mask[part].to(torch.uint8),
+            h_mask=None if h_mask is None else _frames(h_mask[part]),
         )
         if w.ch is not None:
             peepholes = w.ch.reshape(3, hidden, -1).permute(2, 0, 1)
@@ -274,29 +290,31 @@ def _forward(
     u: Tensor | None,
     *rest: Any,
 ) -> tuple[Tensor, ...]:
-    """y (B, T, Y, X, F), last h and c (B, Y, X, F), and for the backward, or empty: all c, z, u."""
+    """y (B, T, Y, X, F), last h and c (B, Y, X, F), and for the backward, or empty: c before the last, z, u."""
     *geometry, kept, keeps = rest
     form = _form(geometry)
-    call = _Call(x, h, c, Weights(ih, hh, ch, bias), form, mask, h_mask)
-    p = call.problem
-    frame = (p.height, p.width, p.hidden)
-    y, c_last = h.new_empty(p.batch, p.steps, *frame), h.new_empty(p.batch, *frame)
+    batch, hidden, height, width = h.shape
+    frame = (height, width, hidden)
+    y, c_last = h.new_empty(batch, x.shape[1], *frame), h.new_empty(batch, *frame)
     all_c, z = h.new_empty(0), h.new_empty(0)  # outputs of an operator share no memory, not even none
-    call.give(y=y, c_last=c_last)
     if keeps:
-        all_c = h.new_empty(p.batch, p.steps, *frame)
+        all_c = h.new_empty(batch, x.shape[1] - 1, *frame)
         empty = h.new_empty if mask is None else h.new_zeros  # frames that the mask leaves out are not written
-        z = empty(p.batch, kept, p.height * p.width, _columns(p.hidden))
-        call.give(c=all_c, z=z if kept else None)
-    if u is None:
-        u = call.make_kernels("u")
-    call.give(u=u)
-    for steps in call.blocks():
-        if call.hoisted:
-            assert ih is not None
-            call.give(hoisted=_convolved(x[:, steps], ih, form))
-        call.run("forward", steps)
-    return y, y[:, -1].clone(), c_last, all_c, z, u if keeps else h.new_empty(0)
+        z = empty(batch, kept, height * width, _columns(hidden))
+    for part in _parts(h):
+        call = _Call(x, h, c, Weights(ih, hh, ch, bias), form, mask, h_mask, part)
+        call.give(y=y[part], c_last=c_last[part])
+        if keeps:
+            call.give(c=all_c[part], z=z[part] if kept else None)
+        if u is None:
+            u = call.make_kernels("u")
+        call.give(u=u)
+        for steps in call.blocks():
+            if call.hoisted:
+                assert ih is not None
+                call.give(hoisted=_convolved(x[part, steps], ih, form))
+            call.run("forward", steps)
+    return y, y[:, -1].clone(), c_last, all_c, z, u if keeps and u is not None else h.new_empty(0)
 
 
 def _backward(
@@ -321,51 +339,60 @@ def _backward(
     """Gradients of x, h, c, ih, hh, ch, bias; empty where `needs` is False."""
     *geometry, needs = rest
     form = _form(geometry)
-    call = _Call(x, h, c, Weights(ih, hh, ch, bias), form, mask, h_mask)
-    p = call.problem
-    state = (p.batch, p.height, p.width, p.hidden)
-    d_h = hh.new_zeros(state) if d_h is None else d_h.clone(memory_format=torch.contiguous_format)
-    d_c = hh.new_zeros(state) if d_c is None else d_c.clone(memory_format=torch.contiguous_format)
-    gradients = {
-        "d_u": torch.zeros_like(u) if needs[4] or (needs[3] and call.joint) else None,
+    w = Weights(ih, hh, ch, bias)
+    joint, hidden = is_joint(w, form), hh.shape[1]
+    # What the library adds to, and writes when all is done; its peepholes are (pixel, 3, F).
+    sums = {
+        "d_u": torch.zeros_like(u) if needs[4] or (needs[3] and joint) else None,
         "d_bias": torch.zeros_like(bias) if bias is not None and needs[6] else None,
-        "d_peephole": torch.zeros_like(call.tensors["peephole"]) if ch is not None and needs[5] else None,
-        "d_weight_ih": torch.empty_like(ih) if ih is not None and needs[3] and call.joint else None,
-        "d_weight_hh": torch.empty_like(hh) if needs[4] else None,
+        "d_peephole": ch.new_zeros(ch.numel() // 3 // hidden, 3, hidden) if ch is not None and needs[5] else None,
+        "d_weight_ih": ih.new_empty(ih.shape) if ih is not None and needs[3] and joint else None,
+        "d_weight_hh": hh.new_empty(hh.shape) if needs[4] else None,
     }
-    call.give(y=y, c=all_c, z=z if z.shape[1] else None, u=u, d_h=d_h, d_c=d_c, **gradients)
-    gradients = {name: call.tensors.get(name) for name in gradients}
-    call.make_kernels("u_transposed")
-    if d_y is not None:
-        call.give_strided(d_y=d_y.permute(0, 1, 4, 2, 3))
     d_x = torch.empty_like(x) if needs[0] else None
-    d_ih = gradients["d_weight_ih"]
-    if call.joint and d_x is not None:
-        call.give_strided(d_x=d_x)
-    for steps in reversed(call.blocks()):
-        if call.hoisted:
-            assert ih is not None
-            call.give(hoisted=None if z.shape[1] else _convolved(x[:, steps], ih, form))
-            d_z = hh.new_empty(p.batch, steps.stop - steps.start, p.height, p.width, 4 * p.hidden)
-            call.give(d_hoisted=d_z)
-            call.run("backward", steps)
-            d_x_here, d_ih_here = _through_convolution(d_z, x[:, steps], ih, form, needs[0], needs[3])
-            if d_x is not None:
-                d_x[:, steps] = d_x_here
-            d_ih = d_ih_here if d_ih is None else d_ih + d_ih_here
-        else:
-            call.run("backward", steps)
-    if gradients["d_u"] is not None:
+    d_state = [y.new_empty(y.shape[0], *y.shape[2:]) if needed else None for needed in needs[1:3]]
+    d_ih = sums["d_weight_ih"]
+    u_transposed = None
+    for part in _parts(h):
+        call = _Call(x, h, c, w, form, mask, h_mask, part)
+        # The gradients of the state after the last step, which become those of the state before the first.
+        d_h_part, d_c_part = (
+            torch.zeros_like(y[part, 0]) if d is None else d[part].clone().contiguous() for d in (d_h, d_c)
+        )
+        if u_transposed is None:
+            u_transposed = call.make_kernels("u_transposed")
+        call.give(u=u, u_transposed=u_transposed, y=y[part], c=all_c[part], z=z[part] if z.shape[1] else None)
+        call.give(d_h=d_h_part, d_c=d_c_part, **sums)
+        if d_y is not None:
+            call.give_strided(d_y=d_y[part].permute(0, 1, 4, 2, 3))
+        if joint and d_x is not None:
+            call.give_strided(d_x=d_x[part])
+        for steps in reversed(call.blocks()):
+            if call.hoisted:
+                assert ih is not None
+                call.give(hoisted=None if z.shape[1] else _convolved(x[part, steps], ih, form))
+                d_z = y.new_empty(*y[part, steps].shape[:-1], 4 * hidden)
+                call.give(d_hoisted=d_z)
+                call.run("backward", steps)
+                d_x_here, d_ih_here = _through_convolution(d_z, x[part, steps], ih, form, needs[0], needs[3])
+                if d_x is not None:
+                    d_x[part, steps] = d_x_here
+                d_ih = d_ih_here if d_ih is None else d_ih + d_ih_here
+            else:
+                call.run("backward", steps)
+        for whole, d in zip(d_state, (d_h_part, d_c_part)):
+            if whole is not None:
+                whole[part] = d
+    if sums["d_u"] is not None:
         call.run("d_weights")
-    d_peephole = gradients["d_peephole"]
+    d_peephole = sums["d_peephole"]
     found = (
         d_x if ih is not None or d_x is None else d_x.zero_(),
-        d_h.permute(0, 3, 1, 2),
-        d_c.permute(0, 3, 1, 2),
+        *(None if d is None else d.permute(0, 3, 1, 2) for d in d_state),
         d_ih,
-        gradients["d_weight_hh"],
+        sums["d_weight_hh"],
         None if d_peephole is None or ch is None else d_peephole.permute(1, 2, 0).reshape(ch.shape),
-        gradients["d_bias"],
+        sums["d_bias"],
     )
     return tuple(hh.new_empty(0) if g is None or not needed else g for g, needed in zip(found, needs))
 
@@ -411,7 +438,7 @@ def _fake_forward(x: Tensor, h: Tensor, c: Tensor, ih: Tensor | None, hh: Tensor
     channels = hidden + (x.shape[2] if is_joint(Weights(ih, hh), _form(geometry)) else 0)
     z = h.new_empty(batch, kept, height * width, _columns(hidden))
     u = h.new_empty(POINTS[int(hh.shape[2])] ** 2, channels, _columns(hidden))
-    return y, h_last, c_last, torch.empty_like(y), z, u
+    return y, h_last, c_last, h.new_empty(batch, x.shape[1] - 1, *frame), z, u
 
 
 def _fake_backward(*arguments: Any) -> tuple[Tensor, ...]:

@@ -216,7 +216,7 @@ class Recurrent(nn.Module):
     def _state(self, state: State | None, shape: tuple[int, ...], weight: Tensor) -> State:
         """The state to begin with: zeros if None. What sums over time (c; h of a GRU) is never below float32."""
         if state is None:
-            state = (weight.new_zeros(shape),) * len(self.state_names)
+            state = (weight.new_zeros(()).expand(shape),) * len(self.state_names)  # which takes no memory
         if not torch.compiler.is_compiling():
             if len(state) != len(self.state_names):
                 raise ValueError(f"state must be ({', '.join(self.state_names)}). Received: {len(state)} tensors")

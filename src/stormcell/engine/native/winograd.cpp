@@ -28,7 +28,7 @@ namespace {
 #include "cook_toom.h"
 
 constexpr size_t CACHE = 448 * 1024;           // bytes of V and of products that a thread works on at a time (docs/log.md)
-constexpr size_t KEPT = 12 * 1024 * 1024;      // bytes of V and dM that wait for the product dU
+constexpr size_t KEPT = 4 * 1024 * 1024;      // bytes of V and dM that wait for the product dU
 constexpr int64_t SHORT_SUM = 32;              // terms of a product that are added before they join the rest
 constexpr int64_t PIECE = 3 * SHORT_SUM;       // rows of `b`, 24 KiB of four vectors of 64 bytes
 constexpr int ROWS = STORMCELL_REGISTERS < 32 ? 3 : 6;  // of a product that registers hold, 4 vectors wide
@@ -203,9 +203,23 @@ void pack(const Problem& p, const float* from, const int64_t* strides, int64_t c
     }
 }
 
+// The state before a step: null where it is zero.
 const float* hidden_before(const Problem& p, int64_t pixels, int64_t b, int64_t t) {
-    return t == 0 ? p.h0 + b * pixels * p.hidden : p.y + (b * p.steps + t - 1) * pixels * p.hidden;
+    if (t == 0) return p.h0 == nullptr ? nullptr : p.h0 + b * pixels * p.hidden;
+    return p.y + (b * p.steps + t - 1) * pixels * p.hidden;
 }
+
+const float* cell_before(const Problem& p, int64_t pixels, int64_t b, int64_t t) {
+    if (t == 0) return p.c0 == nullptr ? nullptr : p.c0 + b * pixels * p.hidden;
+    return p.c == nullptr ? p.c_last + b * pixels * p.hidden : p.c + (b * (p.steps - 1) + t - 1) * pixels * p.hidden;
+}
+
+float* cell_after(const Problem& p, int64_t pixels, int64_t b, int64_t t) {
+    if (p.c == nullptr || t + 1 == p.steps) return p.c_last + b * pixels * p.hidden;
+    return p.c + (b * (p.steps - 1) + t) * pixels * p.hidden;
+}
+
+INLINE vec load_state(const float* before, int64_t at, int count) { return before == nullptr ? vec{} : load(before + at, count); }
 
 // Frame of `hoisted`, which holds the steps of this call alone.
 int64_t of_hoisted(const Problem& p, int64_t b, int64_t t) { return b * (p.last - p.first) + t - p.first; }
@@ -228,6 +242,10 @@ void transform(const Problem& p, const S& s, const Frames& frames, int64_t t, Ra
             }
         }
         Map map{hidden_before(p, s.pixels, tile.b, t), p.width * p.hidden, p.hidden};
+        if (map.first == nullptr) {
+            for (int q = 0; q < P; ++q) memset(v + q * stride_p + p.inputs, 0, (s.row - p.inputs) * sizeof(float));
+            continue;
+        }
         const float* factor = p.h_mask == nullptr ? nullptr : p.h_mask + tile.b * s.pixels * p.hidden;
         for (int64_t f = 0; f < p.hidden; f += LANES, map.first += LANES) {
             read_tile<S>(p, tile, map, factor == nullptr ? nullptr : factor + f,
@@ -242,11 +260,12 @@ void transform(const Problem& p, const S& s, const Frames& frames, int64_t t, Ra
 
 // One block of channels of V U, for some tiles: `m` is (P, tile, 4·LANES).
 template <class S>
-void multiply(const Problem& p, const S& s, int64_t block, int64_t tiles, const float* v, ptrdiff_t stride_p, float* m) {
+void multiply(const Problem& p, const S& s, int64_t t, int64_t block, int64_t tiles, const float* v, ptrdiff_t stride_p, float* m) {
     const int64_t panel = s.channels * 4 * LANES;
+    const bool only_inputs = t == 0 && p.h0 == nullptr && p.inputs > 0;
     for (int q = 0; q < S::P; ++q)
         product<false>(tiles, 4, v + q * stride_p, s.row, 1, p.u + (q * s.blocks + block) * panel, 4 * LANES,
-                       m + q * tiles * 4 * LANES, 4 * LANES, s.channels);
+                       m + q * tiles * 4 * LANES, 4 * LANES, only_inputs ? p.inputs : s.channels);
 }
 
 // Pre-activations of one tile and block of channels, (gate, M²), from its products, without peepholes.
@@ -296,23 +315,18 @@ template <class S, bool USUAL>
 void update_state(const Problem& p, const S& s, const Tile& tile, int64_t t, int64_t block, const vec* z) {
     constexpr int M = S::M;
     const int count = lanes_left(p.hidden, block);
-    const bool used = is_used(p, tile.b, t), keeps = p.c != nullptr;
-    const float* h_before = hidden_before(p, s.pixels, tile.b, t) + block * LANES;
-    const float* c_before = (t == 0  ? p.c0 + tile.b * s.pixels * p.hidden
-                             : keeps ? p.c + (tile.b * p.steps + t - 1) * s.pixels * p.hidden
-                                     : p.c_last + tile.b * s.pixels * p.hidden) +
-                            block * LANES;
+    const bool used = is_used(p, tile.b, t);
+    const float *h_before = hidden_before(p, s.pixels, tile.b, t), *c_before = cell_before(p, s.pixels, tile.b, t);
     float* h_out = p.y + (tile.b * p.steps + t) * s.pixels * p.hidden + block * LANES;
-    float* c_out = (keeps ? p.c + (tile.b * p.steps + t) * s.pixels * p.hidden : p.c_last + tile.b * s.pixels * p.hidden) +
-                   block * LANES;
+    float* c_out = cell_after(p, s.pixels, tile.b, t) + block * LANES;
     float* kept = p.z == nullptr ? nullptr : p.z + (tile.b * p.steps + t) * s.pixels * s.columns + block * 4 * LANES;
     for (int i = 0; i < M && tile.y + i < p.height; ++i)
         for (int j = 0; j < M && tile.x + j < p.width; ++j) {
             const int64_t pixel = (tile.y + i) * p.width + tile.x + j, at = pixel * p.hidden;
-            const vec c_old = load(c_before + at, count);
+            const vec c_old = load_state(c_before, block * LANES + at, count);
             if (!used) {
                 store(c_out + at, c_old, count);
-                store(h_out + at, load(h_before + at, count), count);
+                store(h_out + at, load_state(h_before, block * LANES + at, count), count);
                 continue;
             }
             const int k = i * M + j;
@@ -381,7 +395,7 @@ void forward_steps(const Run<S>& run, int number, int members, Barrier& barrier)
             const int64_t count = some.last - some.first;
             transform(p, s, run.frames_of(t), t, some, v, tiles * s.row);
             for (int64_t block = 0; block < s.blocks; ++block) {
-                multiply(p, s, block, count, v, tiles * s.row, m);
+                multiply(p, s, t, block, count, v, tiles * s.row, m);
                 for (int64_t k = 0; k < count; ++k) {
                     const Tile tile = tile_of(s, first + k);
                     vec z[4 * S::M * S::M];
@@ -392,11 +406,6 @@ void forward_steps(const Run<S>& run, int number, int members, Barrier& barrier)
         }
         barrier.wait();
     }
-    if (p.c == nullptr || p.last < p.steps) return;
-    const Range samples = share(p.batch, number, members);
-    for (int64_t b = samples.first; b < samples.last; ++b)
-        memcpy(p.c_last + b * s.pixels * p.hidden, p.c + ((b + 1) * p.steps - 1) * s.pixels * p.hidden,
-               s.pixels * p.hidden * sizeof(float));
 }
 
 template <class S>
@@ -508,9 +517,7 @@ struct Backward {
         const int count = lanes_left(p.hidden, block);
         const bool used = is_used(p, tile.b, t);
         const int64_t kind = USUAL ? int64_t{TANH} : p.activation, recurrent_kind = USUAL ? int64_t{SIGMOID} : p.recurrent_activation;
-        const float* c_before =
-            (t == 0 ? p.c0 + tile.b * s.pixels * p.hidden : p.c + (tile.b * p.steps + t - 1) * s.pixels * p.hidden) + block * LANES;
-        const float* c_after = p.c + (tile.b * p.steps + t) * s.pixels * p.hidden + block * LANES;
+        const float* c_before = cell_before(p, s.pixels, tile.b, t);
         vec sums[4] = {};
         Peepholes d_w{};
         for (int i = 0; i < M; ++i)
@@ -523,16 +530,18 @@ struct Backward {
                 }
                 const int64_t pixel = (tile.y + i) * p.width + tile.x + j, at = pixel * p.hidden;
                 const int64_t in_sample = tile.b * s.pixels * p.hidden + block * LANES + at;
-                const vec c_old = load(c_before + at, count), c = load(c_after + at, count);
+                const vec c_old = load_state(c_before, block * LANES + at, count);
                 const vec d_h = load(p.d_h + in_sample, count);
                 vec d_c = load(p.d_c + in_sample, count);
                 Peepholes w{};
                 if (p.peephole != nullptr) {
                     w = peepholes_at(p, pixel, block * LANES, count);
-                    *z_i += w.i * c_old, *z_f += w.f * c_old, *z_o += w.o * c;
+                    *z_i += w.i * c_old, *z_f += w.f * c_old;
                 }
-                const vec gate_i = rho<USUAL>(p, *z_i), gate_f = rho<USUAL>(p, *z_f), g = phi<USUAL>(p, *z_g),
-                          gate_o = rho<USUAL>(p, *z_o), shown = phi<USUAL>(p, c);
+                const vec gate_i = rho<USUAL>(p, *z_i), gate_f = rho<USUAL>(p, *z_f), g = phi<USUAL>(p, *z_g);
+                const vec c = gate_f * c_old + gate_i * g;
+                if (p.peephole != nullptr) *z_o += w.o * c;
+                const vec gate_o = rho<USUAL>(p, *z_o), shown = phi<USUAL>(p, c);
                 const vec d_o = d_h * shown * slope(recurrent_kind, *z_o, gate_o);
                 d_c += d_h * gate_o * slope(kind, c, shown) + w.o * d_o;
                 const vec d_i = d_c * g * slope(recurrent_kind, *z_i, gate_i);
@@ -614,7 +623,7 @@ struct Backward {
         float* v = w.v + at * s.row;
         if (computes || p.d_u != nullptr) transform(p, s, w.run.frames_of(t), t, some, v, w.waiting * s.row);
         for (int64_t block = 0; block < s.blocks; ++block) {
-            if (computes) multiply(p, s, block, count, v, w.waiting * s.row, scratch);
+            if (computes) multiply(p, s, t, block, count, v, w.waiting * s.row, scratch);
             for (int64_t k = 0; k < count; ++k) {
                 const Tile tile = tile_of(s, some.first + k);
                 vec z[4 * M * M], points[P];

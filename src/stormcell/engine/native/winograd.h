@@ -46,7 +46,7 @@ struct stormcell_problem {
     const float* x;  // inputs
     int64_t x_strides[5];  // of b, t, channel, y, x, in numbers
     const float* hoisted;  // (B, last - first, Y, X, 4F), gates i f g o, or NULL: what the input adds to the pre-activations
-    const float* h0;       // (B, Y, X, F)
+    const float* h0;       // (B, Y, X, F), or NULL: zeros
     const float* c0;
     const float* bias;      // (4F), or NULL
     const float* peephole;  // (1 or Y·X, 3, F), or NULL
@@ -55,7 +55,7 @@ struct stormcell_problem {
     const float* h_mask;    // (B, Y, X, F), by which h is multiplied before its convolution; or NULL
 
     float* y;        // (B, T, Y, X, F)
-    float* c;        // (B, T, Y, X, F), or NULL: only c_last
+    float* c;        // (B, T - 1, Y, X, F), after all steps but the last; or NULL: only c_last
     float* c_last;   // (B, Y, X, F)
     float* z;        // (B, T, Y·X, columns), pre-activations without peepholes; or NULL: the backward computes them anew
 
