@@ -11,11 +11,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import sys
 from collections.abc import Callable
 from math import isinf
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jinja2
 import torch
@@ -24,8 +25,10 @@ from torch import nn
 from stormcell import ConvLSTM2d, paper_model
 from stormcell.nn.costs import Cost, cost
 from stormcell.nn.stacks import Conv2dFlatLSTM, Conv2dPixelLSTM
+from stormcell.report.comparison import score_table, structure_table
 
 DOCS = Path(__file__).parent
+RESULTS = DOCS.parent / "experiments" / "results"
 FRAME = (64, 64)
 CHANNELS = 64
 
@@ -91,6 +94,24 @@ def example(caller: Callable[[], str]) -> str:
     return f"```python\n{code}```\n\n```text\n{printed.getvalue()}```\n"
 
 
+def comparison(name: str) -> str:
+    """A result of `stormcell compare` in experiments/results as two tables and its verdicts."""
+    result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    units = result["units"]
+    cases = f"{result['cases']:,} test cases in {units['count']:,} {units['of']}"
+    lines = [f"{cases}, {result['seeds']} seeds; in brackets 95 % intervals."]
+    for columns, rows in (structure_table(result), score_table(result)):
+        lines += ["", f"| model | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+        lines += [f"| {' | '.join(row)} |" for row in rows]
+    lines += ["", *(f"- {verdict['text']}" for verdict in result["verdicts"]), "", f"`{result['repeat']}`"]
+    return "\n".join(lines) + "\n"
+
+
+def checks() -> dict[str, Any]:
+    """What experiments/verdict.py found."""
+    return dict(json.loads((RESULTS / "verdict.json").read_text(encoding="utf-8")))
+
+
 def render(template: Path) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(template.parent),
@@ -101,7 +122,7 @@ def render(template: Path) -> str:
     )
     note = f"<!-- Made by docs/build.py from {template.name}: edit that one. -->\n\n"
     return note + environment.get_template(template.name).render(
-        example=example, designs=designs(), paper_parameters=paper_parameters
+        example=example, designs=designs(), paper_parameters=paper_parameters, comparison=comparison, checks=checks()
     )
 
 

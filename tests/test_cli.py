@@ -53,7 +53,7 @@ def refused(capsys: pytest.CaptureFixture[str], message: str, *arguments: object
 # --- what works ---
 
 
-@pytest.mark.parametrize("verb", [[], ["train"], ["forecast"], ["verify"], ["convert"], ["demo"]])
+@pytest.mark.parametrize("verb", [[], ["train"], ["forecast"], ["verify"], ["compare"], ["convert"], ["demo"]])
 def test_help_has_examples(capsys: pytest.CaptureFixture[str], verb: list[str]) -> None:
     out, _ = run(capsys, *verb, "--help")
     assert "Usage" in out
@@ -343,3 +343,91 @@ def test_without_the_extras_the_command_says_what_to_install() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("stormcell: the command line needs typer, which is not installed: pip install")
+
+
+# --- compare ---
+
+COMPARE = ["--hidden", "8", "--patch", "8", "--seeds", "2", "--batch", "2", "--cases", "8", "--learning-rates", "0.003"]
+
+
+def test_compare_on_moving_mnist(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digits = ["--dataset", "moving-mnist", "--past", "3", "--future", "2"]
+    arguments = [
+        "compare",
+        *digits,
+        *COMPARE,
+        "--updates",
+        "4",
+        "-o",
+        tmp_path / "c.json",
+        "--report",
+        tmp_path / "c.html",
+    ]
+    monkeypatch.setattr(sys, "argv", ["stormcell", *map(str, arguments)])
+    out, err = run(capsys, *arguments)
+    assert "digits: scikit-learn's digits" in err
+    assert "convlstm: learning rate 0.003" in err
+    result = json.loads((tmp_path / "c.json").read_text())
+    assert [row["name"] for row in result["rows"]] == [
+        "convlstm",
+        "conv2d-lstm",
+        "conv2d-flatten-lstm",
+        "conv2d-flatten-lstm-natural",
+    ]
+    assert result["repeat"].startswith("stormcell compare --dataset moving-mnist")
+    assert result["repeat"].endswith("--updates 4")
+    assert f"Verdict: {result['verdict']}"[:60] in out.replace("\n", " ")
+    assert "95 % intervals" in out.replace("\n", " ")
+    page = (tmp_path / "c.html").read_text()
+    for words in (
+        "What differs in structure",
+        "Learning curves",
+        "The same cases by each",
+        result["verdict"].split(";")[0],
+    ):
+        assert words in page
+    assert page.count("data:image/png") == 3
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_compare_on_frames(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lengths = [
+        "--past",
+        "3",
+        "--future",
+        "2",
+        "--crop",
+        "16",
+        "--models",
+        "convlstm,conv2d-lstm",
+        "--against",
+        "persistence",
+    ]
+    run(capsys, "compare", work / "train.nc", *COMPARE, *lengths, "--updates", "2", "-o", tmp_path / "c.json")
+    result = json.loads((tmp_path / "c.json").read_text())
+    assert result["units"]["of"] == "blocks of an hour or more"
+    assert result["baselines"][0]["name"] == "persistence"
+
+
+def test_what_compare_cannot_do(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, digits = work / "train.nc", ["--dataset", "moving-mnist"]
+    output = ["-o", tmp_path / "c.json"]
+    refused(capsys, "either --updates N or --minutes M", "compare", data, *output)
+    refused(capsys, "either --updates N or --minutes M", "compare", data, *output, "--updates", "2", "--minutes", "1")
+    refused(capsys, "--updates takes a number", "compare", data, *output, "--updates", "many")
+    refused(capsys, "--updates takes a number", "compare", data, *output, "--updates", "convlstm=0")
+    refused(capsys, "or --dataset moving-mnist", "compare", *output, "--updates", "2")
+    refused(capsys, "--dataset knows moving-mnist", "compare", "--dataset", "mnist", *output, "--updates", "2")
+    refused(capsys, "has its own split", "compare", data, *digits, *output, "--updates", "2")
+    refused(capsys, "two names or more", "compare", *digits, *output, "--updates", "2", "--models", "convlstm")
+    refused(capsys, "'lstm' does not fit", "compare", *digits, *output, "--updates", "2", "--models", "convlstm,lstm")
+    refused(capsys, "--match knows", "compare", *digits, *output, "--updates", "2", "--match", "weight")
+    refused(capsys, "--kernel-size must be odd", "compare", *digits, *output, "--updates", "2", "--kernel-size", "4")
+    refused(capsys, "protocol must be one of", "compare", *digits, *output, "--updates", "2", "--protocol", "mine")
+    refused(capsys, "has no train-images", "compare", *digits, "--mnist", tmp_path, *output, "--updates", "2")
+    refused(
+        capsys, "expected a file that ends in .json", "compare", *digits, "-o", tmp_path / "c.txt", "--updates", "2"
+    )
+    refused(capsys, "minutes are too few", "compare", *digits, *output, *COMPARE, "--minutes", "0.001")

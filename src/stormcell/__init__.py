@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from .forecasting.verify import verify
     from .nn.convgru import ConvGRU1d, ConvGRU2d, ConvGRU3d, ConvGRUCell1d, ConvGRUCell2d, ConvGRUCell3d
     from .nn.convlstm import ConvLSTM1d, ConvLSTM2d, ConvLSTM3d, ConvLSTMCell1d, ConvLSTMCell2d, ConvLSTMCell3d
-    from .nn.forecaster import EncoderForecaster, paper_model
+    from .nn.forecaster import EncoderForecaster
+    from .nn.nets import paper_model
 
 _HOME = {
     "ConvGRU1d": "nn.convgru",
@@ -34,7 +35,7 @@ _HOME = {
     "ConvLSTMCell2d": "nn.convlstm",
     "ConvLSTMCell3d": "nn.convlstm",
     "EncoderForecaster": "nn.forecaster",
-    "paper_model": "nn.forecaster",
+    "paper_model": "nn.nets",
     "coarsen": "data.frames",
     "open_frames": "data.frames",
     "Forecaster": "forecasting.forecast",

@@ -196,20 +196,26 @@ def split_or_advise(
         ) from None
 
 
+def events_of(runs: Sequence[xr.DataArray], length: int, step: Step) -> list[list[xr.DataArray]]:
+    """Runs of `length` frames or more, by time; those that overlap, or lie nearer than a window, together."""
+    events: list[list[xr.DataArray]] = []
+    end: np.datetime64 | None = None
+    for run in sorted((run for run in runs if run.sizes["time"] >= length), key=_span):
+        first, last = _span(run)
+        if end is not None and first < advance(end, step, length):
+            events[-1].append(run)
+            end = max(end, last)
+        else:
+            events.append([run])
+            end = last
+    return events
+
+
 def _choose_validation(
     runs: Sequence[xr.DataArray], length: int, step: Step
 ) -> tuple[list[xr.DataArray], list[xr.DataArray]]:
-    usable = sorted((run for run in runs if run.sizes["time"] >= length), key=_span)
-    clusters: list[list[xr.DataArray]] = []
-    ends: list[np.datetime64] = []
-    for run in usable:  # runs that overlap in time, or lie nearer than the guard, stay together
-        first, last = _span(run)
-        if clusters and first < advance(ends[-1], step, length):
-            clusters[-1].append(run)
-            ends[-1] = max(ends[-1], last)
-        else:
-            clusters.append([run])
-            ends.append(last)
+    clusters = events_of(runs, length, step)
+    usable = [run for cluster in clusters for run in cluster]
     if len(clusters) < 2:
         return _cut(usable, length, step)
     share = [count_windows(cluster, length) / count_windows(usable, length) for cluster in clusters]

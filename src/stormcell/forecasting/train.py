@@ -8,17 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 import shlex
 import shutil
-import signal
 import sys
-import threading
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -44,11 +39,11 @@ from ..errors import InputError
 from ..nn.forecaster import EncoderForecaster
 from ..writing import check_writable
 from .forecast import Forecaster
+from .loop import CtrlC, Last, quiet
 
 _VALIDATION_SAMPLES = 48
 _VALIDATIONS = 12  # in the time given by `minutes`
-_RAIN_WEIGHT = 4.0  # of two tried and of none the best by validation (docs/log.md)
-_SAVE_EVERY = timedelta(seconds=30)
+RAIN_WEIGHT = 4.0  # of two tried and of none the best by validation (docs/log.md)
 
 
 @dataclass(frozen=True)
@@ -80,20 +75,28 @@ class Recipe:
     device: str = "auto"
 
 
+def weighted_error(forecast: Tensor, batch: Sample, rain_weight: float) -> tuple[Tensor, Tensor]:
+    """Of each pixel, error² + |error| in the encoded range times its weight, and the weight: 0 where it is not valid.
+
+    Heavy rain, which is rare, weighs more. The loss is the mean, sum over sum.
+    """
+    error = forecast - batch["y"]
+    weight = batch["valid"] * (1 + rain_weight * batch["y"].clamp(0, 1))
+    return weight * (error**2 + error.abs()), weight
+
+
 class _Training(lightning.LightningModule):
     """What Lightning needs to know: loss, optimizer, schedule."""
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         self.network, self.recipe, self.identity, self.windows = plan.network, plan.recipe, plan.identity, plan.training
-        self.rain_weight = _RAIN_WEIGHT if plan.forecaster.transform.rain else 0.0
+        self.rain_weight = RAIN_WEIGHT if plan.forecaster.transform.rain else 0.0
         self.timer: Timer | None = None
 
     def loss(self, forecast: Tensor, batch: Sample) -> Tensor:
-        """Mean over valid pixels of error² + |error| in the encoded range; heavy rain, which is rare, weighs more."""
-        error = forecast - batch["y"]
-        weight = batch["valid"] * (1 + self.rain_weight * batch["y"].clamp(0, 1))
-        return (weight * (error**2 + error.abs())).sum() / weight.sum().clamp(min=1)
+        error, weight = weighted_error(forecast, batch, self.rain_weight)
+        return error.sum() / weight.sum().clamp(min=1)
 
     def training_step(self, batch: Sample, _: int) -> Tensor:
         loss = self.loss(self.network(batch["x"], self.recipe.future), batch)
@@ -174,64 +177,6 @@ class _Reporter(Callback):
         self.best, self.persistence = state_dict["best"], state_dict["persistence"]
 
 
-class _Last(Callback):
-    """Keep `last.ckpt` fresh: every half minute, at each validation, and when something stops the training."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.saved = path, time.monotonic()
-
-    def _save(self, trainer: lightning.Trainer) -> None:
-        trainer.save_checkpoint(self.path)
-        self.saved = time.monotonic()
-
-    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        if time.monotonic() - self.saved > _SAVE_EVERY.total_seconds():
-            self._save(trainer)
-
-    def on_validation_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        self._save(trainer)
-
-    def on_exception(self, trainer: lightning.Trainer, module: Any, exception: BaseException) -> None:
-        if trainer.global_step and isinstance(exception, KeyboardInterrupt):
-            self._save(trainer)
-
-
-class _CtrlC(Callback):
-    """Ctrl-C ends the training after the update that is under way, so that nothing is half done; a second one at once.
-
-    Where the caller ignores it, as shells do for jobs in the background, so does the training.
-    """
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    @contextmanager
-    def heard(self) -> Iterator[None]:
-        """Listen while the block runs; afterwards the caller's handler is back, which Lightning turns off otherwise."""
-        handler = signal.getsignal(signal.SIGINT)
-        if threading.current_thread() is not threading.main_thread() or handler in (signal.SIG_IGN, None):
-            yield
-            return
-        signal.signal(signal.SIGINT, self._ask)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, handler)
-
-    def _ask(self, *_: Any) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-
-    def on_validation_batch_end(self, *_: Any) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-
-
 @dataclass(frozen=True)
 class Plan:
     """Everything settled before the first update: the data, the network, the identity of the run."""
@@ -260,23 +205,10 @@ def plan(
     if recipe.past < 1 or recipe.future < 1:
         raise InputError(f"--past and --future must be 1 or more, not {recipe.past} and {recipe.future}")
     everything = [*runs, *validation, *test]
-    first = everything[0]
-    transform = Transform(units=first.attrs["units"])
-    for run in everything:
-        if not transform.accepts(run.attrs["units"]):
-            raise InputError(
-                f"{first.attrs['source']} is in {first.attrs['units']} and {run.attrs['source']} in "
-                f"{run.attrs['units']}: one model learns one quantity"
-            )
     step = common_step(everything)
     spacing = common_grid_spacing(everything)
     split = split_or_advise(runs, recipe.past, recipe.future, validation=validation, test=test, test_from=test_from)
-    if transform.rain:
-        transform = Transform(zr=zr_pair(first))
-    else:
-        transform = Transform.fit(
-            first.attrs["units"], [values(run.isel(time=slice(None, None, 3))) for run in split.train]
-        )
+    transform = fitted_transform(everything, split.train)
     for name, part in (("training", split.train), ("validation", split.validation)):
         if not any(np.isfinite(values(run.isel(time=t))).any() for run in part for t in range(run.sizes["time"])):
             raise InputError(f"every pixel of the {name} frames is missing: check --missing, --gain and --variable")
@@ -294,6 +226,24 @@ def plan(
     identity = json.dumps({"recipe": asdict(fixed), "frames": [f["digest"] for f in frames]}, sort_keys=True)
     forecaster = Forecaster(network, transform, step, recipe.past, recipe.future, spacing, card)
     return Plan(split, recipe, training, chosen, network, forecaster, identity)
+
+
+def fitted_transform(runs: Sequence[xr.DataArray], training: Sequence[xr.DataArray]) -> Transform:
+    """The transform for runs of one quantity, fitted on the training part where it is not rain.
+
+    Raises InputError if there are two quantities.
+    """
+    first = runs[0]
+    transform = Transform(units=first.attrs["units"])
+    for run in runs:
+        if not transform.accepts(run.attrs["units"]):
+            raise InputError(
+                f"{first.attrs['source']} is in {first.attrs['units']} and {run.attrs['source']} in "
+                f"{run.attrs['units']}: one model learns one quantity"
+            )
+    if transform.rain:
+        return Transform(zr=zr_pair(first))
+    return Transform.fit(first.attrs["units"], [values(run.isel(time=slice(None, None, 3))) for run in training])
 
 
 def _described(windows: Windows, role: str) -> list[dict[str, Any]]:
@@ -403,8 +353,8 @@ def _fit(plan: Plan, folder: Path, reporter: _Reporter, *, resume: bool) -> tupl
     best = ModelCheckpoint(
         folder, "best", monitor="val_loss", save_top_k=1, enable_version_counter=False, save_weights_only=True
     )
-    ctrl_c = _CtrlC()
-    callbacks: list[Callback] = [reporter, best, _Last(last), ctrl_c]
+    ctrl_c = CtrlC()
+    callbacks: list[Callback] = [reporter, best, Last(last), ctrl_c]
     timing: dict[str, Any] = {"max_epochs": recipe.epochs or (-1 if recipe.minutes else 50)}
     if recipe.minutes:
         module.timer = Timer(timedelta(minutes=recipe.minutes), interval="step", verbose=False)
@@ -412,7 +362,7 @@ def _fit(plan: Plan, folder: Path, reporter: _Reporter, *, resume: bool) -> tupl
         # By the clock, so that a large archive is validated long before its first epoch is through.
         timing["val_check_interval"] = timedelta(minutes=recipe.minutes / _VALIDATIONS)
         timing["check_val_every_n_epoch"] = None
-    with _quiet(), ctrl_c.heard():
+    with quiet(), ctrl_c.heard():
         trainer = lightning.Trainer(
             accelerator="gpu" if kind == "cuda" else kind,
             devices=[int(number)] if kind == "cuda" and number else 1,
@@ -479,20 +429,3 @@ def _check_resumable(last: Path, plan: Plan) -> None:
 def _loader(windows: Windows, batch: int, *, shuffle: bool = False, seed: int = 0) -> DataLoader[Sample]:
     generator = torch.Generator().manual_seed(seed)
     return DataLoader(windows, batch, shuffle=shuffle, generator=generator)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Lightning's advice to programmers is not for users."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning")
-        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-        try:
-            for logger in loggers:
-                logger.setLevel(logging.ERROR)
-            yield
-        finally:
-            for logger, level in zip(loggers, levels):
-                logger.setLevel(level)

@@ -11,11 +11,11 @@ from math import inf, prod
 import torch
 from torch import nn
 
-from .forecaster import EncoderForecaster
+from .forecaster import Conv2dFlatLSTMForecaster, EncoderForecaster, Forecasts, NextFrameForecaster
 from .recurrent import Recurrent, RecurrentLayer, Size, _sizes
 from .stacks import Conv2dFlatLSTM, Conv2dPixelLSTM
 
-__all__ = ["Cost", "cost", "forecast_macs"]
+__all__ = ["Cost", "cost", "forecast_macs", "forecast_reach"]
 
 
 @dataclass(frozen=True)
@@ -133,17 +133,54 @@ def cost(module: Recurrent | Conv2dPixelLSTM | Conv2dFlatLSTM | nn.LSTM, frame_s
     )
 
 
-def forecast_macs(model: EncoderForecaster, frame_size: Size, *, past: int, steps: int) -> int:
-    """MACs of one forecast: `past` frames through the encoder, then `steps` through the forecaster and the output layer.
+def forecast_macs(model: Forecasts, frame_size: Size, *, past: int, steps: int) -> int:
+    """MACs of one forecast of `steps` frames from `past` ones, the readout included.
 
-    Raises ValueError for a frame or a number of steps below 1.
+    Raises ValueError for a frame or a number of steps below 1, and for other modules.
     """
     if past < 1 or steps < 1:
         raise ValueError(f"past and steps must be ≥ 1. Received: {past} and {steps}")
     patches = tuple(-(-n // model.patch) for n in _sizes(frame_size, 2, "frame_size"))
 
     def of(layers: nn.Module) -> int:
-        return sum(cost(layer, patches).macs_per_step for layer in layers.children() if isinstance(layer, Recurrent))
+        return sum(_any_cost(layer, patches).macs_per_step for layer in layers.children())
 
-    output = prod(patches) * model.output.weight.numel()
-    return past * of(model.encoder) + steps * (of(model.forecaster) + output)
+    if isinstance(model, EncoderForecaster):
+        output = prod(patches) * model.output.weight.numel()
+        return past * of(model.encoder) + steps * (of(model.forecaster) + output)
+    if isinstance(model, NextFrameForecaster):
+        return (past + steps - 1) * of(model.layers) + steps * prod(patches) * model.output.weight.numel()
+    if isinstance(model, Conv2dFlatLSTMForecaster):
+        output = model.expand.weight.numel() + prod(patches) * model.output.weight.numel()
+        later = cost(model.forecaster, (1, 1)).macs_per_step + output
+        return past * cost(model.encoder).macs_per_step + steps * later
+    raise ValueError(f"expected a net of stormcell.nn. Received: {type(model).__name__}")
+
+
+def forecast_reach(model: Forecasts, step: int) -> float:
+    """How many patches away, along an axis, forecast frame `step` (1 = the next) may see in the newest frame read.
+
+    In at the encoder's foot, up through input kernels, along in time through recurrent ones, and up again in the forecaster:
+    the longest such way. A patch sees `patch` pixels at once. inf where a map is flattened on the way.
+
+    Raises ValueError for a step below 1, and for other modules.
+    """
+    if step < 1:
+        raise ValueError(f"step must be ≥ 1: the first is 1. Received: {step}")
+    if isinstance(model, Conv2dFlatLSTMForecaster):
+        return inf
+    if isinstance(model, EncoderForecaster):
+        ups = [*model.encoder, *list(model.forecaster)[1:]]
+        carries, steps = model.encoder, step
+    elif isinstance(model, NextFrameForecaster):
+        ups, carries, steps = list(model.layers) * step, model.layers, 0  # what is said goes in at the foot again
+    else:
+        raise ValueError(f"expected a net of stormcell.nn. Received: {type(model).__name__}")
+    found = [_any_cost(layer, (1, 1)) for layer in ups]
+    carried = max(_any_cost(layer, (1, 1)).radius_per_step[0] for layer in carries)
+    return sum(one.radius[0] for one in found) + steps * carried
+
+
+def _any_cost(layer: nn.Module, frame: tuple[int, ...]) -> Cost:
+    assert isinstance(layer, (Recurrent, Conv2dPixelLSTM))
+    return cost(layer, frame)

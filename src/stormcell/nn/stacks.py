@@ -12,6 +12,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from ..engine import Form, state_size
@@ -256,6 +257,7 @@ class Conv2dFlatLSTM(_Conv2dLSTM):
         frame_size: (Y, X) of the frames.
         conv_channels: channels of the map that is flattened, in the order (channel, y, x).
         activation: between the two, by name or a callable; None, as in Keras' Conv2D, is linear.
+        pool: side of the max-pooling between activation and Flatten, whose last windows may be cut off; 1 is none.
         num_layers, bidirectional, dropout: of the LSTM, as in torch.nn.LSTM.
         bias: whether convolution and LSTM have biases (torch's LSTM has two, which add up).
 
@@ -275,6 +277,7 @@ class Conv2dFlatLSTM(_Conv2dLSTM):
         padding: str | Size = "same",
         dilation: Size = 1,
         activation: Activation | None = None,
+        pool: int = 1,
         num_layers: int = 1,
         bidirectional: bool = False,
         bias: bool = True,
@@ -294,9 +297,11 @@ class Conv2dFlatLSTM(_Conv2dLSTM):
             bias=bias,
             factory=factory,
         )
-        self.hidden_size, self.frame_size = hidden_size, _sizes(frame_size, 2, "frame_size")
+        if pool < 1:
+            raise ValueError(f"pool must be ≥ 1. Received: {pool}")
+        self.hidden_size, self.frame_size, self.pool = hidden_size, _sizes(frame_size, 2, "frame_size"), pool
         self._set_lstm(
-            conv_channels * prod(self._map_size(self.frame_size)),
+            conv_channels * prod(-(-n // pool) for n in self._map_size(self.frame_size)),
             hidden_size,
             num_layers,
             bidirectional,
@@ -313,5 +318,7 @@ class Conv2dFlatLSTM(_Conv2dLSTM):
         if tuple(x.shape[3:]) != self.frame_size:
             raise ValueError(f"this stack was made for frames of {self.frame_size}. Received: {tuple(x.shape[3:])}")
         self._check_state(state, x.shape[0], ())
+        if self.pool > 1:
+            maps = nnf.max_pool2d(maps.flatten(0, 1), self.pool, ceil_mode=True).unflatten(0, maps.shape[:2])
         y, (h, c) = self.lstm(maps.flatten(2), state)
         return y, (h, c)

@@ -3,6 +3,7 @@
 Nothing here computes a score: numbers come in as `scores`, frames as `frames`, and leave as PNG, GIF, MP4 or HTML.
 """
 
+from .comparison import print_comparison, report_comparison
 from .page import Sample, write_report
 from .pictures import animate, colours, comparison, lead_label, panels, save
 from .table import print_scores
@@ -15,7 +16,9 @@ __all__ = [
     "comparison",
     "lead_label",
     "panels",
+    "print_comparison",
     "print_scores",
+    "report_comparison",
     "report_verification",
     "save",
     "write_report",

@@ -17,7 +17,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-__all__ = ["SCORES", "Score", "curve", "svg"]
+__all__ = ["SCORES", "Score", "curve", "lines", "svg"]
 
 # Okabe & Ito (2008), "Color Universal Design", without yellow, which is too pale for a line on white
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -118,6 +118,31 @@ def curve(scores: xr.Dataset, name: str, *, at: Mapping[str, float | int]) -> Fi
     return figure
 
 
+def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: str, y: str) -> Figure:
+    """Draw curves by name, each as (x, y), with the colours, lines and markers that they have in every chart."""
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained", facecolor="white")
+    ax = figure.subplots()
+    for number, (name, (across, up)) in reversed(list(enumerate(series.items()))):
+        ax.plot(
+            across,
+            up,
+            color=PALETTE[number % len(PALETTE)],
+            linestyle=LINES[number % len(LINES)],
+            marker=MARKERS[number % len(MARKERS)] if len(across) <= MOST_MARKERS else "",
+            markersize=4,
+            linewidth=2.2 if number == 0 else 1.6,
+            label=name,
+            zorder=3 + (number == 0),
+        )
+    ax.set_xlabel(x, fontsize=8.5, color=QUIET)
+    ax.set_ylabel(y, fontsize=9, color=INK, parse_math=False)
+    ax.xaxis.set_major_locator(MaxNLocator(6))
+    ax.yaxis.set_major_locator(MaxNLocator(5))
+    _quiet_axes(ax)
+    _legend(figure, ax, list(series))
+    return figure
+
+
 def svg(figure: Figure) -> bytes:
     """`figure` as an SVG file, without a date: the same scores give the same bytes but for the names of its parts."""
     target = io.BytesIO()
@@ -149,6 +174,10 @@ def _dress(ax: Axes, score: Score, units: str, axis_label: str) -> None:
     ax.set_ylim(low - room if low is not None else ax.get_ylim()[0], top if low is None or top > low else 1)
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     ax.yaxis.set_major_locator(MaxNLocator(5))
+    _quiet_axes(ax)
+
+
+def _quiet_axes(ax: Axes) -> None:
     ax.ticklabel_format(axis="y", style="plain", useOffset=False)
     ax.grid(color=RULE, linewidth=0.6)
     ax.set_axisbelow(True)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from ..errors import InputError
@@ -47,7 +47,9 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class _Chart:
+class Chart:
+    """A picture in the page: its caption, what it shows in words, and itself as a data: URL."""
+
     caption: str
     alt: str
     source: str
@@ -57,7 +59,7 @@ class _Chart:
 class _Group:
     heading: str
     note: str
-    charts: list[_Chart]
+    charts: list[Chart]
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,10 @@ def write_report(
     for dim in ("forecaster", "lead_time"):
         if not scores.sizes.get(dim):
             raise InputError(f"a report needs scores of at least one {dim}. Received: {dict(scores.sizes)}")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files("stormcell.report").joinpath("report.html.j2").read_text(encoding="utf-8"))
     groups = list(_groups(scores))
     drawn = sum(len(chart.source) for group in groups for chart in group.charts)
-    page = template.render(
+    page = render(
+        "report.html.j2",
         title=title,
         summary=_summary(scores),
         facts=_facts(scores, facts),
@@ -97,10 +98,22 @@ def write_report(
         interval=str(scores.attrs.get("interval", "")),
         has_intervals=any(bool(scores[name].notnull().any()) for name in scores if str(name).endswith("_interval")),
         groups=groups,
-        samples=_pictures(samples, budget=max(PAGE_BYTES - drawn, PAGE_BYTES // 5)),
+        samples=sample_pictures(samples, budget=max(PAGE_BYTES - drawn, PAGE_BYTES // 5)),
         tables=list(_tables(scores)),
     )
     Path(path).write_text(page, encoding="utf-8", newline="\n")
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from a template beside this file; they share `base.html.j2`."""
+
+    def source(name: str) -> str:
+        return files("stormcell.report").joinpath(name).read_text(encoding="utf-8")
+
+    environment = Environment(
+        loader=FunctionLoader(source), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(template).render(**values)
 
 
 # --- words ---
@@ -313,7 +326,7 @@ def _groups(scores: xr.Dataset) -> Iterator[_Group]:
         yield _Group("Wet area and mean value", note, charts)
 
 
-def _chart(scores: xr.Dataset, name: str, at: dict[str, Any]) -> _Chart:
+def _chart(scores: xr.Dataset, name: str, at: dict[str, Any]) -> Chart:
     score = SCORES[name]
     place = [_amount(at["threshold"], scores)] if "threshold" in at else []
     place += [_scale(scores, at["scale"])] if "scale" in at else []
@@ -324,8 +337,8 @@ def _chart(scores: xr.Dataset, name: str, at: dict[str, Any]) -> _Chart:
         here = {**at, "forecaster": forecaster}
         start, end = (_cell(scores, name, {**here, "lead_time": lead}) for lead in (first, last))
         lines.append(f"{forecaster}: {start} at {lead_label(first)}, {end} at {lead_label(last)}")
-    source = _data("image/svg+xml", svg(curve(scores, name, at=at)))
-    return _Chart(caption, f"{caption}: {score.long}, over lead time. {'; '.join(lines)}.", source)
+    source = data_url("image/svg+xml", svg(curve(scores, name, at=at)))
+    return Chart(caption, f"{caption}: {score.long}, over lead time. {'; '.join(lines)}.", source)
 
 
 def _scale(scores: xr.Dataset, scale: int) -> str:
@@ -334,7 +347,7 @@ def _scale(scores: xr.Dataset, scale: int) -> str:
     return f"{scale} px ({float(scores['scale_km'].sel(scale=scale)):g} km)"
 
 
-def _pictures(samples: Sequence[Sample], *, budget: int) -> list[_Chart]:
+def sample_pictures(samples: Sequence[Sample], *, budget: int) -> list[Chart]:
     """The comparison figure of each sample as PNG with a palette of its own, coarser where all would take more than
     `budget` bytes.
     """
@@ -344,18 +357,18 @@ def _pictures(samples: Sequence[Sample], *, budget: int) -> list[_Chart]:
     for figure in figures:
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # laid out once: every later drawing would repeat the slowest part
-    images = [_data("image/png", _small_png(figure, DPI)) for figure in figures]
+    images = [data_url("image/png", _small_png(figure, DPI)) for figure in figures]
     if (size := sum(map(len, images))) > budget:
         # bytes grow a little slower than pixels do, hence the tenth
         coarser = max(0.9 * DPI * math.sqrt(budget / size), LEAST_DPI)
-        images = [_data("image/png", _small_png(figure, coarser)) for figure in figures]
+        images = [data_url("image/png", _small_png(figure, coarser)) for figure in figures]
     charts = []
     for sample, image in zip(samples, images, strict=True):
         unit = next(iter(sample.rows.values())).attrs.get("units", "")
         alt = (
             f"{sample.name}: {_listed(list(sample.rows))}, one row each, over lead time from left to right, in {unit}."
         )
-        charts.append(_Chart(sample.name, alt, image))
+        charts.append(Chart(sample.name, alt, image))
     return charts
 
 
@@ -368,7 +381,7 @@ def _small_png(figure: Figure, dpi: float) -> bytes:
     return min(full.getvalue(), small.getvalue(), key=len)
 
 
-def _data(kind: str, content: bytes) -> str:
+def data_url(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
