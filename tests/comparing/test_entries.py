@@ -50,9 +50,9 @@ def test_nets_by_name_stay_as_they_are(task: MovingMnistTask) -> None:
 
 def test_what_each_sees(task: MovingMnistTask) -> None:
     found = {entry.name: entry for entry in entries(FAMILIES, task, Shape((8, 8), 3, 4), "parameters")}
-    assert found["convlstm"].memory(task) == "3×3 pixels of its map"
-    assert found["conv2d-lstm"].memory(task) == "its own pixel"
-    assert found["conv2d-flatten-lstm"].memory(task) == "one vector for all pixels"
+    assert found["convlstm"].memory(task) == "3×3"
+    assert found["conv2d-lstm"].memory(task) == "itself"
+    assert found["conv2d-flatten-lstm"].memory(task) == "all"
     assert found["convlstm"].reach(task) == [17.5, 21.5, 25.5]
     assert found["conv2d-lstm"].reach(task) == [13.5] * 3
     assert [entry.any_size(task) for entry in found.values()] == [True, True, False, False]

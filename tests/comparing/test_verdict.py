@@ -135,5 +135,5 @@ def test_a_summary_says_losses_too() -> None:
     a, b, c, d = (
         row(name, rng, mean=mean, by_seed=0.01, shared=hard) for name, mean in zip("abcd", (1.0, 2.0, 0.5, 1.0))
     )
-    said = summary([verdict(LOSS, a, other, np.arange(40), "cases") for other in (b, c, d)])
-    assert said == "a is better than b and worse than c; not decided at this budget: a or d."
+    said = summary([verdict(LOSS, a, other, np.arange(40), "cases") for other in (b, c, d)], "After 9 updates")
+    assert said == "After 9 updates: a is better than b and worse than c; not decided at this budget: a or d."

@@ -24,6 +24,7 @@ FAMILIES = ("convlstm", "conv2d-lstm", "conv2d-flatten-lstm", "conv2d-flatten-ls
 MATCHES = ("parameters", "macs", "time")
 NEAR = 0.05  # how far a match may be off
 _LARGEST = 20_000
+_EVERYTHING = "all"
 _FLAT_CHANNELS = 8
 _FEWEST_UNITS = 16
 _POOLS = (1, 2, 4, 8, 16, 32)
@@ -73,21 +74,19 @@ class Entry:
         return [(forecast_reach(empty, k + 1) + 0.5) * empty.patch - 0.5 for k in range(task.future)]
 
     def memory(self, task: Task) -> str:
-        """What the state of a pixel sees of the step before."""
+        """What the state of a pixel sees of the state before, in pixels of its map."""
         empty = self._empty(task)
-        if isinstance(empty, Conv2dFlatLSTMForecaster):
-            return "one vector for all pixels"
+        if isinstance(empty, Conv2dFlatLSTMForecaster) or empty.patch >= max(task.frame_size):
+            return _EVERYTHING
         if isinstance(empty, Conv2dLSTMForecaster):
-            return "its own pixel"
+            return "itself"
         layer = next(module for module in empty.modules() if isinstance(module, ConvLSTM2d))
-        if empty.patch >= max(task.frame_size):
-            return "one vector for all pixels"
         k = max(layer.recurrent_kernel_size)
-        return f"{k}×{k} pixels of its map" if k > 1 else "its own pixel"
+        return f"{k}×{k}" if k > 1 else "itself"
 
     def any_size(self, task: Task) -> bool:
         """Whether the net takes frames of any size."""
-        return self.memory(task) != "one vector for all pixels"
+        return self.memory(task) != _EVERYTHING
 
     def _empty(self, task: Task) -> Forecasts:
         with torch.device("meta"):

@@ -160,6 +160,12 @@ def _plan(rows: Sequence[Entry], folds: Sequence[Task], settings: Settings) -> d
     return updates(low)
 
 
+def budget(updates: Mapping[str, int]) -> str:
+    """In words."""
+    low, high = min(updates.values()), max(updates.values())
+    return f"After {low:,} updates" if low == high else f"After {low:,} to {high:,} updates"
+
+
 def updates_text(updates: Mapping[str, int]) -> str:
     """What --updates takes to say the same."""
     if len(set(updates.values())) == 1:
@@ -326,7 +332,7 @@ def compare(
         "cases": int(sum(task.cases for task in folds)),
         "units": {"count": int(unit.max()) + 1, "of": units},
         "leads": folds[0].leads,
-        "verdict": summary(verdicts) if verdicts else "",
+        "verdict": summary(verdicts, budget(updates)) if verdicts else "",
         "verdicts": [{**asdict(v), "difference": _interval_json(v.difference)} for v in verdicts],
         "rows": [_row_json(row, folds, unit) for row, _ in found],
         "baselines": [{"name": one.name, "scores": _scores_json(one, folds, unit)} for one in baselines],

@@ -157,15 +157,15 @@ def _signed(value: float) -> str:
     return f"{value:+,.1f}" if abs(value) >= 100 else f"{value:+.3g}"
 
 
-def summary(verdicts: Sequence[Verdict]) -> str:
-    """All verdicts in one sentence."""
+def summary(verdicts: Sequence[Verdict], when: str) -> str:
+    """All verdicts in one sentence; `when` says how much training they rest on."""
     first = verdicts[0].first
     them = {word: [v.second for v in verdicts if v.decision == word] for word in ("better", "worse", "not decided")}
     parts = [f"{word} than {_listed(them[word])}" for word in ("better", "worse") if them[word]]
     said = f"{first} is {_listed(parts)}" if parts else ""
     if undecided := them["not decided"]:
         said += f"{'; ' if said else ''}not decided at this budget: {first} or {_listed(undecided)}"
-    return f"{said}."
+    return f"{when}: {said}."
 
 
 def _listed(parts: Sequence[str]) -> str:

@@ -64,7 +64,7 @@ def _rate(row: Mapping[str, Any]) -> str:
 def structure_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Columns, and rows with a name in front: what the nets are."""
     first, last = result["leads"][0], result["leads"][-1]
-    columns = ["net", "parameters", "MACs", f"sees at {first} / {last}, pixels", "its state sees", "frames"]
+    columns = ["net", "parameters", "MACs", f"sees, {first} / {last}", "state sees", "frames"]
     rows = []
     for row in result["rows"]:
         sees = " / ".join("all" if reach is None else f"{reach:.0f}" for reach in row["reach_pixels"])
@@ -76,15 +76,22 @@ def structure_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str
                 _large(row["macs"]),
                 sees,
                 row["memory"],
-                "of any size" if row["any_frame_size"] else "of one size",
+                "any size" if row["any_frame_size"] else "one size",
             ]
         )
     return columns, rows
 
 
-def score_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Columns, and rows with a name in front: how nets and baselines did."""
+def score_table(result: Mapping[str, Any], *, intervals: bool = True) -> tuple[list[str], list[list[str]]]:
+    """Columns, and rows with a name in front: how nets and baselines did; intervals of the score that decides at least."""
     labels = _labels(result)
+
+    def cell(row: Mapping[str, Any], name: str) -> str:
+        found = row["scores"].get(name)
+        if intervals or name == result["score"]:
+            return _with_interval(found)
+        return _number(None if found is None else found["value"])
+
     rows = []
     for row in [*result["rows"], *result["baselines"]]:
         trained = (
@@ -92,8 +99,8 @@ def score_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             if "updates" in row
             else ["–"] * 3
         )
-        rows.append([row["name"], *(_with_interval(row["scores"].get(name)) for name in labels), *trained])
-    return [*labels.values(), "learning rate", "updates", "ms an update"], rows
+        rows.append([row["name"], *(cell(row, name) for name in labels), *trained])
+    return [*labels.values(), "rate", "updates", "ms/update"], rows
 
 
 def _notes(result: Mapping[str, Any]) -> list[str]:
@@ -106,17 +113,27 @@ def _notes(result: Mapping[str, Any]) -> list[str]:
         "cases (bootstrap) and the scatter of seeds (Student's t) together.",
     ]
     notes += [f"{row['name']}: {row['note']}." for row in result["rows"] if row["note"]]
+    rates = result["learning_rates"]
+    for row in result["rows"]:
+        edges = [
+            word for word, edge in (("largest", max(rates)), ("smallest", min(rates))) if edge in row["learning_rates"]
+        ]
+        if len(rates) > 1 and edges:
+            notes.append(
+                f"{row['name']}: its learning rate is the {edges[0]} of those tried; it might do better beyond."
+            )
     return notes
 
 
 def print_comparison(result: Mapping[str, Any]) -> None:
     """Print what the nets are, how they did, and the verdict, to standard output."""
     console = Console(width=_WIDTH, highlight=False)
-    for columns, rows in (structure_table(result), score_table(result)):
+    for columns, rows in (structure_table(result), score_table(result, intervals=False)):
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        table.add_column("model")
+        table.add_column("model", overflow="fold")
         for column in columns:
-            table.add_column(column, justify="left" if column in ("net", "its state sees", "frames") else "right")
+            text = column in ("net", "state sees", "frames")
+            table.add_column(column, justify="left" if text else "right", overflow="fold", no_wrap=not text)
         for row in rows:
             table.add_row(*row)
         console.print(table)
