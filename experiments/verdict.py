@@ -126,6 +126,7 @@ def main(names: list[str]) -> None:
     if unknown:
         sys.exit(f"known checks: {', '.join(CHECKS)}")
     kept = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
+    RESULT.parent.mkdir(exist_ok=True)
     for name in names or CHECKS:
         found = CHECKS[name]()
         commit = subprocess.run(

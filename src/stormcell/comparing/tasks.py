@@ -153,13 +153,11 @@ class MovingMnistTask(Task):
         return torch.sigmoid(forecast)[:, :, 0].numpy()
 
     def sample(self, case: int, rows: Mapping[str, npt.NDArray[np.float32]]) -> tuple[str, dict[str, xr.DataArray]]:
-        pixels = np.arange(self.frame_size[0]), np.arange(self.frame_size[1])
-        start = np.datetime64("2000-01-01T00:00", "ns")
-        lead = np.arange(1, self.future + 1) * np.timedelta64(1, "s").astype("timedelta64[ns]")
+        height, width = self.frame_size
+        coords = {"time": np.arange(1, self.future + 1), "y": np.arange(height), "x": np.arange(width)}
         observed = self.test[case]["y"][:, 0].numpy()
 
         def frames(data: npt.NDArray[np.float32]) -> xr.DataArray:
-            coords = {"time": start + lead, "lead_time": ("time", lead), "y": pixels[0], "x": pixels[1]}
             return xr.DataArray(data, dims=("time", "y", "x"), coords=coords, attrs={"units": "brightness"})
 
         return f"sequence {case}", {"truth": frames(observed)} | {name: frames(data) for name, data in rows.items()}

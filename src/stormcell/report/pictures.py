@@ -34,6 +34,8 @@ BOUNDARIES: dict[str, tuple[float, ...]] = {
     "mm/h": (0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64),
     "dBZ": tuple(range(5, 70, 5)),
 }
+BRIGHTNESS = "brightness"
+"""Unit of images, from 0 to 1."""
 QUANTITIES = {"mm/h": "rain rate", "dBZ": "reflectivity"}
 
 MOST_PANELS = 12
@@ -49,7 +51,8 @@ FORECAST_EDGE = "#0072b2"
 def colours(units: str, frames: xr.DataArray | Sequence[xr.DataArray] | None = None) -> tuple[Colormap, Normalize]:
     """Colour map and norm for values in `units`.
 
-    mm/h and dBZ have fixed boundaries, so that pictures of different days compare; what is below the first is white.
+    mm/h and dBZ have fixed boundaries, so that pictures of different days compare; what is below the first is white. Images are
+    grey, from 0 to 1.
     Any other unit spans the 2nd to 98th percentile of the valid pixels of `frames` (0 to 1 where there are none).
     Missing pixels are transparent.
     """
@@ -60,6 +63,8 @@ def colours(units: str, frames: xr.DataArray | Sequence[xr.DataArray] | None = N
         return cmap.with_extremes(under="white", bad=transparent), BoundaryNorm(
             BOUNDARIES[units], cmap.N, extend="both"
         )
+    if units == BRIGHTNESS:
+        return matplotlib.colormaps["gray"].with_extremes(bad=transparent), Normalize(0, 1)
     many = [] if frames is None else [frames] if isinstance(frames, xr.DataArray) else list(frames)
     low, high = _robust_range(many)
     return matplotlib.colormaps["viridis"].with_extremes(bad=transparent), Normalize(low, high)
