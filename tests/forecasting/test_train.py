@@ -244,11 +244,11 @@ def test_ctrl_c_leaves_a_usable_model_and_a_checkpoint(rain: xr.DataArray, tmp_p
 
 
 def test_ctrl_c_is_heard_after_the_update_and_a_second_one_at_once() -> None:
-    from stormcell.forecasting.train import _CtrlC
+    from stormcell.forecasting.loop import CtrlC
 
     outer = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        ctrl_c = _CtrlC()
+        ctrl_c = CtrlC()
         with ctrl_c.heard():
             ctrl_c.on_train_batch_end()
             signal.raise_signal(signal.SIGINT)
@@ -258,7 +258,7 @@ def test_ctrl_c_is_heard_after_the_update_and_a_second_one_at_once() -> None:
                 signal.raise_signal(signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        with _CtrlC().heard():
+        with CtrlC().heard():
             assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # a job in the background of a shell
     finally:
         signal.signal(signal.SIGINT, outer)
