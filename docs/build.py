@@ -25,7 +25,6 @@ from torch import nn
 from stormcell import ConvLSTM2d, paper_model
 from stormcell.nn.costs import Cost, cost
 from stormcell.nn.stacks import Conv2dFlatLSTM, Conv2dPixelLSTM
-from stormcell.report.comparison import score_table, structure_table
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "experiments" / "results"
@@ -94,19 +93,6 @@ def example(caller: Callable[[], str]) -> str:
     return f"```python\n{code}```\n\n```text\n{printed.getvalue()}```\n"
 
 
-def comparison(name: str) -> str:
-    """A result of `stormcell compare` in experiments/results as two tables and its verdicts."""
-    result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    units = result["units"]
-    cases = f"{result['cases']:,} test cases in {units['count']:,} {units['of']}"
-    lines = [f"{cases}, {result['seeds']} seeds; in brackets 95 % intervals."]
-    for columns, rows in (structure_table(result), score_table(result)):
-        lines += ["", f"| model | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-        lines += [f"| {' | '.join(row)} |" for row in rows]
-    lines += ["", *(f"- {verdict['text']}" for verdict in result["verdicts"]), "", f"`{result['repeat']}`"]
-    return "\n".join(lines) + "\n"
-
-
 def checks() -> dict[str, Any]:
     """What experiments/verdict.py found."""
     return dict(json.loads((RESULTS / "verdict.json").read_text(encoding="utf-8")))
@@ -122,7 +108,7 @@ def render(template: Path) -> str:
     )
     note = f"<!-- Made by docs/build.py from {template.name}: edit that one. -->\n\n"
     return note + environment.get_template(template.name).render(
-        example=example, designs=designs(), paper_parameters=paper_parameters, comparison=comparison, checks=checks()
+        example=example, designs=designs(), paper_parameters=paper_parameters, checks=checks()
     )
 
 

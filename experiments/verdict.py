@@ -1,6 +1,6 @@
 """Has the verdict of `stormcell compare` teeth, and no bias? Three checks with known answers.
 
-    python experiments/verdict.py            all of them, into experiments/results/verdict.json; about half an hour on two cores
+    python experiments/verdict.py            all, into experiments/results/verdict.json; a quarter of an hour on two cores
     python experiments/verdict.py moving     one of them: same, moving, still
 
 same     one net entered twice, under different seeds, 20 times: "not decided" is right, and wrong once in twenty times.
@@ -35,7 +35,7 @@ EVENTS, FRAMES = 60, 10
 
 
 def frames(data: np.ndarray, units: str) -> xr.DataArray:
-    """Events (N, T, Y, X), six hours apart, as frames."""
+    """Events (N, T, Y, X), seven hours apart, as frames."""
     start = np.datetime64("2024-01-01T00:00", "ns")
     events = start + np.arange(len(data)) * np.timedelta64(7, "h")
     times = events[:, None] + np.arange(data.shape[1]) * np.timedelta64(5, "m")

@@ -17,10 +17,12 @@ from .app import app
 from .options import (
     LARGEST_SEED,
     YEAR_MINUTES,
+    Config,
     Device,
     check_range,
-    configured,
+    check_results,
     device_named,
+    names_in,
     numbers_in,
     reads_frames,
     runs_of_data,
@@ -88,10 +90,7 @@ def compare(
     report: Annotated[Path | None, typer.Option(help="Report to write, .html.")] = None,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Of data, weights and order.", min=0, max=LARGEST_SEED)] = 0,
-    config: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="YAML with any of these options.", is_eager=True, callback=configured),
-    ] = None,
+    config: Config = None,
 ) -> None:
     """Compare ConvLSTM, Conv2D + LSTM and others on the same data, honestly.
 
@@ -102,13 +101,9 @@ def compare(
     from ..comparing.experiment import DEFAULT_MODELS, MOST_UPDATES, Settings, to_json
     from ..comparing.experiment import compare as run
     from ..report import print_comparison, report_comparison
-    from ..writing import check_writable, whole_file
+    from ..writing import whole_file
 
-    for path, suffix in ((output, ".json"), (report, ".html")):
-        if path is not None:
-            if path.suffix.lower() != suffix:
-                raise InputError(f"{path}: expected a file that ends in {suffix}")
-            check_writable(path)
+    check_results(output, report)
     check_range("--minutes", minutes, most=YEAR_MINUTES)
     if (updates is None) == (minutes is None):
         raise InputError("give either --updates N or --minutes M: how long to train")
@@ -118,7 +113,7 @@ def compare(
     for rate in rates:
         check_range("--learning-rates", rate, most=1.0)
     settings = Settings(
-        models=DEFAULT_MODELS if models is None else tuple(name.strip() for name in models.split(",") if name.strip()),
+        models=DEFAULT_MODELS if models is None else tuple(names_in(models)),
         shape=Shape(tuple(whole_numbers_in(hidden, "--hidden", "32,32", most=4096)), kernel_size, patch),
         match=match,
         updates=None if updates is None else _updates(updates, MOST_UPDATES),
@@ -206,7 +201,7 @@ def _folds(
     if against is None:
         names = ["persistence", *(["optical-flow"] if has_pysteps() else [])]
     else:
-        names = check_baselines([name.strip() for name in against.split(",") if name.strip()], rain=True)
+        names = check_baselines(names_in(against), rain=True)
     return folds_of(
         runs,
         past=lengths[0],

@@ -14,13 +14,15 @@ from .options import (
     LARGEST_SEED,
     YEAR_MINUTES,
     AnyGrid,
+    Config,
     Data,
     Device,
     Model,
     Steps,
     check_range,
-    configured,
+    check_results,
     device_named,
+    names_in,
     numbers_in,
     reads_frames,
     runs_of_data,
@@ -64,10 +66,7 @@ def train(
     learning_rate: Annotated[float, typer.Option(help="The highest.")] = 1e-3,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Of weights and crops.", min=0, max=LARGEST_SEED)] = 0,
-    config: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="YAML with any of these options.", is_eager=True, callback=configured),
-    ] = None,
+    config: Config = None,
 ) -> None:
     """Train a forecaster on your frames.
 
@@ -211,13 +210,9 @@ def verify(
     from ..forecasting.tally import scores_to_json
     from ..forecasting.verify import hindcast
     from ..report import print_scores, report_verification
-    from ..writing import check_writable, whole_file
+    from ..writing import whole_file
 
-    for path, suffix in ((output, ".json"), (report, ".html")):
-        if path is not None:
-            if path.suffix.lower() != suffix:
-                raise InputError(f"{path}: expected a file that ends in {suffix}")
-            check_writable(path)
+    check_results(output, report)
     widths = whole_numbers_in(scales, "--scales", "5,11", most=10_000)
     forecaster = load(model, device=device_named(device))
     if against is None:
@@ -225,7 +220,7 @@ def verify(
         if forecaster.transform.rain and len(names) == 1:
             note("optical flow is left out: pip install 'stormcell[radar]' to compare with it")
     else:
-        names = [name.strip() for name in against.split(",") if name.strip()]
+        names = names_in(against)
     result = hindcast(
         forecaster,
         runs_of_data(data, reading, coarsen),

@@ -92,6 +92,21 @@ def reads_frames(verb: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
+def names_in(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def check_results(output: Path, report: Path | None) -> None:
+    """Raise InputError unless a JSON file, and a page if one is asked for, can be written there."""
+    from ..writing import check_writable
+
+    for path, suffix in ((output, ".json"), (report, ".html")):
+        if path is not None:
+            if path.suffix.lower() != suffix:
+                raise InputError(f"{path}: expected a file that ends in {suffix}")
+            check_writable(path)
+
+
 def numbers_in(text: str, option: str, example: str) -> list[float]:
     try:
         numbers = [float(part) for part in text.split(",")]
@@ -160,3 +175,9 @@ def configured(context: typer.Context, path: Path | None) -> Path | None:
             options[key] = ",".join(map(str, value))
     context.default_map = options
     return path
+
+
+Config = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="YAML with any of these options.", is_eager=True, callback=configured),
+]

@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..nn.convlstm import ConvLSTM2d
 from ..nn.costs import forecast_macs, forecast_reach
 from ..nn.forecaster import Conv2dFlatLSTMForecaster, Conv2dLSTMForecaster, Forecasts
-from ..nn.nets import FORMS, net
+from ..nn.nets import FORMS, OWN_PATCH, net
 from .tasks import Task
 
 FAMILIES = ("convlstm", "conv2d-lstm", "conv2d-flatten-lstm", "conv2d-flatten-lstm-natural")
@@ -122,7 +122,7 @@ def _entry(name: str, task: Task, shape: Shape, measure: Callable[[Entry, Task],
     if name == "convlstm":
         return reference
     if name not in FAMILIES:
-        entry = Entry(name, name, 2 if name == "radar" else shape.patch)
+        entry = Entry(name, name, OWN_PATCH.get(name, shape.patch))
         try:
             entry.parameters(task)
         except ValueError as error:

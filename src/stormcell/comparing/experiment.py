@@ -26,7 +26,7 @@ from ..errors import InputError
 from ..writing import whole_file
 from .entries import Entry, Shape, entries
 from .fitting import OPTIMIZERS, Run, checks, fit, fresh
-from .scores import Sums, joined
+from .scores import Score, Sums, joined
 from .tasks import Task
 from .verdict import Interval, Scored, Verdict, interval, summary, verdict
 
@@ -94,7 +94,7 @@ def _timed(entry: Entry, task: Task, settings: Settings) -> tuple[float, float]:
     """Seconds of an update, and of forecasting one case."""
     run = Run(entry, settings.learning_rates[0], settings.seed, 1, settings.batch)
     net = fresh(run, task).to(settings.device)
-    optimizer = torch.optim.Adam(net.parameters())
+    optimizer = OPTIMIZERS[settings.optimizer](net.parameters(), lr=run.learning_rate)
     batch = next(iter(torch.utils.data.DataLoader(task.train, settings.batch)))
     batch = {name: value.to(settings.device) for name, value in batch.items()}
     seconds = []
@@ -123,12 +123,12 @@ def _plan(rows: Sequence[Entry], folds: Sequence[Task], settings: Settings) -> d
     if settings.updates is not None and settings.match != "time":
         return dict.fromkeys(names, settings.updates)
     speeds = {row.name: _timed(row, folds[0], settings) for row in rows}
-    slowest = speeds[names[0]][0]
+    first = speeds[names[0]][0]
 
     def updates(count: int) -> dict[str, int]:
         if settings.match != "time":
             return dict.fromkeys(names, count)
-        return {name: max(1, round(count * slowest / update)) for name, (update, _) in speeds.items()}
+        return {name: max(1, round(count * first / update)) for name, (update, _) in speeds.items()}
 
     if settings.updates is not None:
         return updates(settings.updates)
@@ -301,7 +301,7 @@ def compare(
         raise InputError(f"--optimizer knows {', '.join(OPTIMIZERS)}, not {settings.optimizer!r}")
     rows = entries(settings.models, folds[0], settings.shape, settings.match)
     runs = _Runs(folder, settings.device)
-    asked = {"settings": _plain(settings), "task": [task.identity for task in folds], "plan": True}
+    asked = {"settings": asdict(settings), "task": [task.identity for task in folds], "plan": True}
     updates = runs.read(asked)
     if updates is None:
         updates = _plan(rows, folds, settings)
@@ -394,7 +394,7 @@ def _baselines(folds: Sequence[Task]) -> list[Scored]:
     return [Scored(name, [joined([one[name] for one in found])]) for name in found[0]]
 
 
-def _has(score: Any, row: Scored) -> bool:
+def _has(score: Score, row: Scored) -> bool:
     return bool(np.isfinite(score.of(row.seeds[0])))
 
 
@@ -439,13 +439,6 @@ def _row_json(row: Row, folds: Sequence[Task], unit: npt.NDArray[np.int64]) -> d
         "runs": row.runs,
         "update_seconds": sum(run["train_seconds"] for run in chosen) / max(sum(run["updates"] for run in chosen), 1),
     }
-
-
-def _plain(settings: Settings) -> dict[str, Any]:
-    found = asdict(settings)
-    return json.loads(
-        json.dumps(found, default=lambda value: dict(value) if isinstance(value, Mapping) else str(value))
-    )
 
 
 def _finite(value: Any) -> Any:

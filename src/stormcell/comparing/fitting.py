@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..data.windows import Sample
-from ..forecasting.loop import CtrlC, Last, quiet
+from ..forecasting.loop import CtrlC, Last, on_device, quiet
 from ..nn.forecaster import Forecasts
 from .entries import Entry
 from .tasks import Task
@@ -170,7 +170,6 @@ def fit(
     """
     fitted = Fitted(fresh(run, task))
     best, ctrl_c = _Best(fitted, advance), CtrlC()
-    kind, _, number = device.partition(":")
     done = 0 if checkpoint is None else _updates_in(checkpoint)
     for _ in range(done):
         advance()
@@ -179,8 +178,7 @@ def fit(
     began = time.perf_counter()
     with quiet(), ctrl_c.heard():
         trainer = lightning.Trainer(
-            accelerator="gpu" if kind == "cuda" else kind,
-            devices=[int(number)] if kind == "cuda" and number else 1,
+            **on_device(device),
             max_steps=run.updates,
             val_check_interval=max(1, run.updates // checks(run.updates)),
             callbacks=[

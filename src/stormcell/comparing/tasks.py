@@ -7,9 +7,8 @@ sums (`scores.py`). `unit` numbers the independent part that each test case belo
 from __future__ import annotations
 
 import functools
-import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from ..data.windows import Sample, Split, Windows, common_step, events_of, split
 from ..errors import InputError
 from ..forecasting.baselines import BASELINES
 from ..forecasting.tally import assign_blocks
-from ..forecasting.train import RAIN_WEIGHT, fitted_transform, weighted_error
+from ..forecasting.train import digest_of, fitted_transform, mean_error, weighted_error
 from ..forecasting.verify import THRESHOLDS_MM_H
 from .scores import IMAGE_SCORES, Score, Sums, frame_scores, image_sums, joined
 
@@ -43,7 +42,6 @@ class Task(ABC):
         unit: of each test case; units: what they are called.
         scores: what is printed; the first decides.
         leads: lead time of each frame, for people.
-        images: whether frames are shown as brightness in [0, 1].
     """
 
     name: str
@@ -91,12 +89,15 @@ class Task(ABC):
 
     def evaluate(self, net: torch.nn.Module, device: str = "cpu") -> Sums:
         """Sums over all test cases of a trained net."""
-        parts, first = [], 0
         with torch.inference_mode():
-            for batch in self.batches(self.test):
-                forecast = net(batch["x"].to(device), self.future).cpu()
-                parts.append(self.sums(forecast, batch, first))
-                first += len(batch["x"])
+            return self._over_test(lambda batch, _: net(batch["x"].to(device), self.future).cpu())
+
+    def _over_test(self, forecast: Callable[[Sample, int], Tensor]) -> Sums:
+        """Sums over all test cases of what forecasts a batch of them, given the number of its first."""
+        parts, first = [], 0
+        for batch in self.batches(self.test):
+            parts.append(self.sums(forecast(batch, first), batch, first))
+            first += len(batch["x"])
         return joined(parts)
 
     def some(self, count: int = 3) -> list[int]:
@@ -199,8 +200,7 @@ class FramesTask(Task):
             raise InputError(f"frames differ in size, and the smallest has {side} pixels: give --crop {side} or less")
         self.train, self.validation, self.test, self.windows = train, validation, test, test
         self.frame_size = (test.crop, test.crop)
-        self.kept = test.runs
-        starts = [test.windows[k * len(test.windows) // len(test)] for k in range(len(test))]
+        starts = [test.window(k) for k in range(len(test))]
         self.references = [test.runs[r].time.values[t + past - 1] for r, t in starts]
         order = np.argsort(np.array(self.references), kind="stable")
         self.unit = np.empty(len(starts), dtype=np.int64)
@@ -248,8 +248,7 @@ class FramesTask(Task):
         return tuple(f"{name}_{level:g}" for name in ("hits", "misses", "false_alarms"))
 
     def loss(self, forecast: Tensor, batch: Sample) -> Tensor:
-        error, weight = weighted_error(forecast, batch, RAIN_WEIGHT if self.transform.rain else 0.0)
-        return error.sum() / weight.sum().clamp(min=1)
+        return mean_error(forecast, batch, rain=self.transform.rain)
 
     def _decoded(self, encoded: Tensor) -> npt.NDArray[np.float32]:
         return self.transform.decode(encoded.numpy(), self.unit_names, self.transform.zr)
@@ -270,7 +269,7 @@ class FramesTask(Task):
         valid = batch["valid"].clone()
         for field in self._baselines.values():
             valid &= torch.from_numpy(np.isfinite(field[cases]))[:, :, None]
-        error, weight = weighted_error(forecast, {**batch, "valid": valid}, RAIN_WEIGHT if self.transform.rain else 0.0)
+        error, weight = weighted_error(forecast, {**batch, "valid": valid}, rain=self.transform.rain)
         pixels = (-3, -2, -1)
         counted = valid[:, :, 0].numpy()
         shown, truth = self._decoded(forecast[:, :, 0]), self._decoded(batch["y"][:, :, 0])
@@ -292,16 +291,12 @@ class FramesTask(Task):
         return found
 
     def baselines(self) -> dict[str, Sums]:
-        result = {}
-        for name, forecast in self._baselines.items():
-            parts, first = [], 0
-            for batch in self.batches(self.test):
-                shown = forecast[first : first + len(batch["x"])]
-                encoded = self.transform.encode(np.nan_to_num(shown), self.unit_names, self.transform.zr)
-                parts.append(self.sums(torch.from_numpy(encoded)[:, :, None], batch, first))
-                first += len(batch["x"])
-            result[name] = joined(parts)
-        return result
+        return {name: self._over_test(functools.partial(self._encoded, name)) for name in self._baselines}
+
+    def _encoded(self, name: str, batch: Sample, first: int) -> Tensor:
+        """A baseline's forecasts as a net would make them; where it has none, no pixel counts."""
+        shown = np.nan_to_num(self._baselines[name][first : first + len(batch["x"])])
+        return torch.from_numpy(self.transform.encode(shown, self.unit_names, self.transform.zr))[:, :, None]
 
     def picture(self, forecast: Tensor, batch: Sample) -> npt.NDArray[np.float32]:
         return self._decoded(forecast[:, :, 0])
@@ -309,7 +304,7 @@ class FramesTask(Task):
     def sample(self, case: int, rows: Mapping[str, npt.NDArray[np.float32]]) -> tuple[str, dict[str, xr.DataArray]]:
         one = self.windows[case]
         truth = np.where(one["valid"][:, 0].numpy(), self._decoded(one["y"][:, 0]), np.float32(np.nan))
-        r, t = self.windows.windows[case * len(self.windows.windows) // len(self.windows)]
+        r, t = self.windows.window(case)
         times = self.windows.runs[r].time.values[t + self.past : t + self.past + self.future]
         reference = self.references[case]
         side = np.arange(self.frame_size[0])
@@ -321,14 +316,6 @@ class FramesTask(Task):
         name = f"from {np.datetime_as_string(reference, unit='m').replace('T', ' ')} UTC"
         shown = {"observed": truth, **{key: field[case] for key, field in self._baselines.items()}, **rows}
         return name, {key: frames(data) for key, data in shown.items()}
-
-
-def digest_of(arrays: Sequence[npt.NDArray[Any]]) -> str:
-    """What tells one set of numbers from another."""
-    digest = hashlib.blake2b(digest_size=8)
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
 
 
 def folds_of(
@@ -349,20 +336,13 @@ def folds_of(
 
     Raises InputError where too little is left for a part.
     """
-    given: dict[str, Any] = {
-        "past": past,
-        "future": future,
-        "crop": crop,
-        "cases": cases,
-        "seed": seed,
-        "against": against,
-    }
+    task = functools.partial(FramesTask, past=past, future=future, crop=crop, cases=cases, seed=seed, against=against)
     if not leave_one_out:
         if not test and test_from is None:
             first = split_or_advise(runs, past, future)
             runs, test = first.train, first.validation
         split = split_or_advise(runs, past, future, test=test, test_from=test_from)
-        return [FramesTask(split, name="frames", **given)]
+        return [task(split, name="frames")]
     if test or test_from is not None:
         raise InputError("--leave-one-out tests every event: leave out --test and --test-from")
     events = events_of(runs, past + future, common_step(runs))
@@ -372,6 +352,5 @@ def folds_of(
     for k, event in enumerate(events):
         others = [run for j, other in enumerate(events) if j != k for run in other]
         split = split_or_advise(others, past, future, test=event)
-        name = str(event[0].time.values[0])[:10]
-        folds.append(FramesTask(split, name=name, **given))
+        folds.append(task(split, name=str(event[0].time.values[0])[:10]))
     return folds

@@ -7,6 +7,7 @@ an interval for their mean (Welch's, for two nets). Half widths add up as square
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,18 +70,24 @@ def _values(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """The score of each seed; and of units drawn again, the mean over seeds: the same draws for every row."""
     count = int(unit.max()) + 1
-    draws = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=_RESAMPLES).astype(np.float64)
+    draws = _draws(count)
     cases = np.bincount(unit, minlength=count).astype(np.float64)
     values, drawn = [], np.zeros(_RESAMPLES)
     for sums in row.seeds:
         values.append(float(score.of(sums)))
-        units = by_unit(sums, unit)
+        units = by_unit({name: sums[name] for name in (score.over, *score.under)}, unit)
         above = draws @ units[score.over].sum(axis=1)
         leads = units[score.over].shape[1]
         below = [draws @ units[name].sum(axis=1) for name in score.under]
         below = below or [draws @ cases * (1 if score.whole else leads)]
         drawn += score.ratio(above, below) / len(row.seeds)
     return np.array(values), drawn
+
+
+@functools.lru_cache(maxsize=2)
+def _draws(count: int) -> npt.NDArray[np.float64]:
+    """How often each of `count` units is drawn, in each resample."""
+    return np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=_RESAMPLES).astype(np.float64)
 
 
 def _spread(rows: Sequence[npt.NDArray[np.float64]]) -> float:

@@ -302,15 +302,17 @@ class Windows(Dataset[Sample]):
     def __len__(self) -> int:
         return self.fixed or len(self.windows) * self.crops_a_window
 
+    def window(self, index: int) -> tuple[int, int]:
+        """The window that sample `index` is a crop of: its run, and its first frame in that."""
+        place = index * len(self.windows) // self.fixed if self.fixed else index % len(self.windows)
+        return self.windows[place]
+
     def __getitem__(self, index: int) -> Sample:
         if index >= len(self):
             raise IndexError(index)
-        if self.fixed:
-            window, epoch = self.windows[index * len(self.windows) // self.fixed], 0
-        else:
-            window, epoch = self.windows[index % len(self.windows)], self.epoch
+        epoch = 0 if self.fixed else self.epoch
         rng = np.random.default_rng([self.seed, epoch, index])
-        run, start = window
+        run, start = self.window(index)
         stop = start + self.past + self.future
         frames = self._read(run, slice(start, stop))
         y, x = self._draw_crop(frames, rng)

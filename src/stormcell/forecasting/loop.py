@@ -18,6 +18,15 @@ from lightning.pytorch.callbacks import Callback
 SAVE_EVERY = 30.0  # seconds
 
 
+def on_device(name: str) -> dict[str, Any]:
+    """What a Trainer takes for torch's name of a device."""
+    kind, _, number = name.partition(":")
+    return {
+        "accelerator": "gpu" if kind == "cuda" else kind,
+        "devices": [int(number)] if kind == "cuda" and number else 1,
+    }
+
+
 class Last(Callback):
     """Keep `last.ckpt` fresh: every half minute, at each validation, and when something stops the training."""
 

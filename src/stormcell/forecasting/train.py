@@ -7,13 +7,14 @@ or a kill, `best.ckpt`, and `log/`, a CSV file for each start.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 
 import lightning.pytorch as lightning
 import numpy as np
+import numpy.typing as npt
 import torch
 import xarray as xr
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
@@ -39,11 +41,11 @@ from ..errors import InputError
 from ..nn.forecaster import EncoderForecaster
 from ..writing import check_writable
 from .forecast import Forecaster
-from .loop import CtrlC, Last, quiet
+from .loop import CtrlC, Last, on_device, quiet
 
 _VALIDATION_SAMPLES = 48
 _VALIDATIONS = 12  # in the time given by `minutes`
-RAIN_WEIGHT = 4.0  # of two tried and of none the best by validation (docs/log.md)
+_RAIN_WEIGHT = 4.0  # of two tried and of none the best by validation (docs/log.md)
 
 
 @dataclass(frozen=True)
@@ -75,14 +77,20 @@ class Recipe:
     device: str = "auto"
 
 
-def weighted_error(forecast: Tensor, batch: Sample, rain_weight: float) -> tuple[Tensor, Tensor]:
+def weighted_error(forecast: Tensor, batch: Sample, *, rain: bool) -> tuple[Tensor, Tensor]:
     """Of each pixel, error² + |error| in the encoded range times its weight, and the weight: 0 where it is not valid.
 
-    Heavy rain, which is rare, weighs more. The loss is the mean, sum over sum.
+    Heavy rain, which is rare, weighs more.
     """
     error = forecast - batch["y"]
-    weight = batch["valid"] * (1 + rain_weight * batch["y"].clamp(0, 1))
+    weight = batch["valid"] * (1 + (_RAIN_WEIGHT if rain else 0.0) * batch["y"].clamp(0, 1))
     return weight * (error**2 + error.abs()), weight
+
+
+def mean_error(forecast: Tensor, batch: Sample, *, rain: bool) -> Tensor:
+    """The loss: weighted error over weight, of all valid pixels."""
+    error, weight = weighted_error(forecast, batch, rain=rain)
+    return error.sum() / weight.sum().clamp(min=1)
 
 
 class _Training(lightning.LightningModule):
@@ -91,12 +99,11 @@ class _Training(lightning.LightningModule):
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         self.network, self.recipe, self.identity, self.windows = plan.network, plan.recipe, plan.identity, plan.training
-        self.rain_weight = RAIN_WEIGHT if plan.forecaster.transform.rain else 0.0
+        self.rain = plan.forecaster.transform.rain
         self.timer: Timer | None = None
 
     def loss(self, forecast: Tensor, batch: Sample) -> Tensor:
-        error, weight = weighted_error(forecast, batch, self.rain_weight)
-        return error.sum() / weight.sum().clamp(min=1)
+        return mean_error(forecast, batch, rain=self.rain)
 
     def training_step(self, batch: Sample, _: int) -> Tensor:
         loss = self.loss(self.network(batch["x"], self.recipe.future), batch)
@@ -253,9 +260,7 @@ def _described(windows: Windows, role: str) -> list[dict[str, Any]]:
 
 def _described_run(run: xr.DataArray, role: str, *, whole: bool) -> dict[str, Any]:
     times = run.time.values
-    digest = hashlib.blake2b(times.tobytes(), digest_size=8)
-    for k in range(len(times)) if whole else {0, len(times) - 1}:
-        digest.update(values(run.isel(time=k)).tobytes())
+    seen = range(len(times)) if whole else {0, len(times) - 1}
     return {
         "role": role,
         "source": str(run.attrs.get("source", "")),
@@ -263,8 +268,16 @@ def _described_run(run: xr.DataArray, role: str, *, whole: bool) -> dict[str, An
         "end": str(times[-1]),
         "count": len(times),
         "area": area(run),
-        "digest": digest.hexdigest(),
+        "digest": digest_of(itertools.chain([times], (values(run.isel(time=k)) for k in seen))),
     }
+
+
+def digest_of(arrays: Iterable[npt.NDArray[Any]]) -> str:
+    """What tells one set of numbers from another."""
+    digest = hashlib.blake2b(digest_size=8)
+    for array in arrays:
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def dry_run(plan: Plan) -> dict[str, str]:
@@ -348,7 +361,6 @@ def train(
 def _fit(plan: Plan, folder: Path, reporter: _Reporter, *, resume: bool) -> tuple[int, bool]:
     """Run Lightning's loop; returns the number of updates, and whether Ctrl-C ended it."""
     recipe, last = plan.recipe, folder / "last.ckpt"
-    kind, _, number = recipe.device.partition(":")
     module = _Training(plan)
     best = ModelCheckpoint(
         folder, "best", monitor="val_loss", save_top_k=1, enable_version_counter=False, save_weights_only=True
@@ -364,8 +376,7 @@ def _fit(plan: Plan, folder: Path, reporter: _Reporter, *, resume: bool) -> tupl
         timing["check_val_every_n_epoch"] = None
     with quiet(), ctrl_c.heard():
         trainer = lightning.Trainer(
-            accelerator="gpu" if kind == "cuda" else kind,
-            devices=[int(number)] if kind == "cuda" and number else 1,
+            **on_device(recipe.device),
             callbacks=callbacks,
             logger=CSVLogger(folder, name="log"),
             enable_progress_bar=False,

@@ -23,7 +23,7 @@ from .forecaster import (
 )
 from .recurrent import Size, _sizes
 
-__all__ = ["FORMS", "PAPER_MODELS", "net", "paper_model"]
+__all__ = ["FORMS", "OWN_PATCH", "PAPER_MODELS", "net", "paper_model"]
 
 FORMS = (
     "convlstm-5x5-128-64-64",
@@ -48,6 +48,7 @@ PAPER_MODELS = (
     "conv2d-lstm-5x5-128-64-64",
     "conv2d-flatten-lstm-5x5-16-1024",
 )
+OWN_PATCH = {"radar": 2}  # of nets whose patch is not the usual one
 _ALSO_CALLED = {
     "radar": "convlstm-3x3-64-64",
     "convlstm-s": "next-frame-5x5-128-128-128-128",
@@ -125,4 +126,4 @@ def paper_model(name: str) -> Forecasts:
     """
     if name not in PAPER_MODELS:
         raise ValueError(f"unknown net. Expected one of: {', '.join(PAPER_MODELS)}. Received: {name!r}")
-    return net(name, patch=2 if name == "radar" else 4)
+    return net(name, patch=OWN_PATCH.get(name, 4))

@@ -15,7 +15,7 @@ from rich.table import Table
 from .curves import lines, svg
 from .page import Chart, Sample, data_url, render, sample_pictures
 
-__all__ = ["print_comparison", "report_comparison", "score_table", "structure_table"]
+__all__ = ["print_comparison", "report_comparison"]
 
 _WIDTH = 120
 _SAMPLE_BYTES = 1_600_000
@@ -61,7 +61,7 @@ def _rate(row: Mapping[str, Any]) -> str:
     return ", ".join(f"{rate:g}" for rate in sorted(set(row["learning_rates"])))
 
 
-def structure_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def _structure_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Columns, and rows with a name in front: what the nets are."""
     first, last = result["leads"][0], result["leads"][-1]
     columns = ["net", "parameters", "MACs", f"sees, {first} / {last}", "state sees", "frames"]
@@ -82,7 +82,7 @@ def structure_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str
     return columns, rows
 
 
-def score_table(result: Mapping[str, Any], *, intervals: bool = True) -> tuple[list[str], list[list[str]]]:
+def _score_table(result: Mapping[str, Any], *, intervals: bool = True) -> tuple[list[str], list[list[str]]]:
     """Columns, and rows with a name in front: how nets and baselines did; intervals of the score that decides at least."""
     labels = _labels(result)
 
@@ -128,7 +128,7 @@ def _notes(result: Mapping[str, Any]) -> list[str]:
 def print_comparison(result: Mapping[str, Any]) -> None:
     """Print what the nets are, how they did, and the verdict, to standard output."""
     console = Console(width=_WIDTH, highlight=False)
-    for columns, rows in (structure_table(result), score_table(result, intervals=False)):
+    for columns, rows in (_structure_table(result), _score_table(result, intervals=False)):
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column("model", overflow="fold")
         for column in columns:
@@ -154,12 +154,10 @@ def report_comparison(
     result: Mapping[str, Any], path: Path, *, samples: Sequence[tuple[str, dict[str, xr.DataArray]]]
 ) -> None:
     """Write a comparison as one self-contained HTML file; `samples` are test cases with rows of frames."""
-    tables = []
-    for heading, (columns, rows) in (
-        ("What differs in structure", structure_table(result)),
-        ("How they did", score_table(result)),
-    ):
-        tables.append((heading, columns, rows))
+    tables = [
+        ("What differs in structure", *_structure_table(result)),
+        ("How they did", *_score_table(result)),
+    ]
     pictures = sample_pictures([Sample(name, rows) for name, rows in samples], budget=_SAMPLE_BYTES)
     page = render(
         "comparison.html.j2",

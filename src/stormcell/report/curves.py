@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -90,20 +91,14 @@ def curve(scores: xr.Dataset, name: str, *, at: Mapping[str, float | int]) -> Fi
     interval = scores[f"{name}_interval"].sel(dict(at)) if f"{name}_interval" in scores else None
     markers = len(hours) <= MOST_MARKERS
     for number, forecaster in reversed(list(enumerate(forecasters))):
-        colour = PALETTE[number % len(PALETTE)]
         if interval is not None:
             low, high = (_finite(interval.isel(forecaster=number).sel(bound=bound)) for bound in ("low", "high"))
-            ax.fill_between(hours, low, high, color=colour, alpha=0.15, linewidth=0)
+            ax.fill_between(hours, low, high, color=PALETTE[number % len(PALETTE)], alpha=0.15, linewidth=0)
         ax.plot(
             hours,
             _finite(values.isel(forecaster=number)),
-            color=colour,
-            linestyle=LINES[number % len(LINES)],
-            marker=MARKERS[number % len(MARKERS)] if markers else "",
-            markersize=4,
-            linewidth=2.2 if number == 0 else 1.6,
             label=forecaster,
-            zorder=3 + (number == 0),
+            **_style(number, markers=markers),
         )
     if score.observed and score.observed in scores:
         observed = _finite(scores[score.observed] * (100 if score.percent else 1))
@@ -123,17 +118,7 @@ def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: s
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained", facecolor="white")
     ax = figure.subplots()
     for number, (name, (across, up)) in reversed(list(enumerate(series.items()))):
-        ax.plot(
-            across,
-            up,
-            color=PALETTE[number % len(PALETTE)],
-            linestyle=LINES[number % len(LINES)],
-            marker=MARKERS[number % len(MARKERS)] if len(across) <= MOST_MARKERS else "",
-            markersize=4,
-            linewidth=2.2 if number == 0 else 1.6,
-            label=name,
-            zorder=3 + (number == 0),
-        )
+        ax.plot(across, up, label=name, **_style(number, markers=len(across) <= MOST_MARKERS))
     ax.set_xlabel(x, fontsize=8.5, color=QUIET)
     ax.set_ylabel(y, fontsize=9, color=INK, parse_math=False)
     ax.xaxis.set_major_locator(MaxNLocator(6))
@@ -141,6 +126,18 @@ def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: s
     _quiet_axes(ax)
     _legend(figure, ax, list(series))
     return figure
+
+
+def _style(number: int, *, markers: bool) -> dict[str, Any]:
+    """How curve `number` looks in every chart; the first stands out."""
+    return {
+        "color": PALETTE[number % len(PALETTE)],
+        "linestyle": LINES[number % len(LINES)],
+        "marker": MARKERS[number % len(MARKERS)] if markers else "",
+        "markersize": 4,
+        "linewidth": 2.2 if number == 0 else 1.6,
+        "zorder": 3 + (number == 0),
+    }
 
 
 def svg(figure: Figure) -> bytes:
