@@ -36,6 +36,7 @@ from benchmarks import table  # noqa: E402
 from benchmarks.cases import CASES, GROWTH, QUICK, QUICK_GROWTH, SAME, Case, arrays, parameter_count  # noqa: E402
 from benchmarks.peers import GROWTH_PEERS, PEERS, Peer  # noqa: E402
 from benchmarks.worker import environment  # noqa: E402
+from stormcell.provenance import cpu  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 SETTLE_SECONDS = 0.05  # between turns: idle threads have stopped spinning by then (worker.environment)
@@ -236,28 +237,13 @@ def git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        if names:
-            return names[0]
-    if sys.platform == "darwin":
-        done = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False)
-        if done.stdout.strip():
-            return done.stdout.strip()
-    return platform.processor() or platform.machine()
-
-
 def machine() -> Entry:
     """What the numbers depend on besides the code."""
     info = Path("/proc/cpuinfo")
     flags = set(info.read_text().split()) if info.exists() else set()
     known = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "asimd", "sve")
     return {
-        "cpu": _cpu(),
+        "cpu": cpu(),
         "cores": os.cpu_count(),
         "instructions": [flag for flag in known if flag in flags],
         "system": f"{platform.system()} {platform.machine()}",

@@ -392,6 +392,27 @@ def test_compare_on_moving_mnist(
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
+def test_the_command_line_beats_a_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Minutes in the file do not stand in the way of the updates that the repeating command names, and the other way round."""
+    config, output = tmp_path / "c.yaml", ["-o", tmp_path / "c.json"]
+    settings = [f"{name.lstrip('-')}: {value}" for name, value in zip(COMPARE[::2], COMPARE[1::2])]
+    lines = [
+        *settings,
+        "dataset: moving-mnist",
+        "past: 3",
+        "future: 2",
+        "test-digits: 3",
+        "models: convlstm,conv2d-lstm",
+    ]
+    config.write_text("\n".join([*lines, "minutes: 0.001"]))
+    refused(capsys, "minutes are too few", "compare", "--config", config, *output)
+    run(capsys, "compare", "--config", config, *output, "--updates", "2")
+    result = json.loads((tmp_path / "c.json").read_text())
+    assert "sequences of again other digits, 3 in each" in result["facts"]["Test"]
+    config.write_text("\n".join([*lines, "updates: 2"]))
+    refused(capsys, "minutes are too few", "compare", "--config", config, *output, "--minutes", "0.001")
+
+
 def test_compare_on_frames(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lengths = [
         "--past",
@@ -429,5 +450,8 @@ def test_what_compare_cannot_do(work: Path, tmp_path: Path, capsys: pytest.Captu
     refused(capsys, "has no train-images", "compare", *digits, "--mnist", tmp_path, *output, "--updates", "2")
     refused(
         capsys, "expected a file that ends in .json", "compare", *digits, "-o", tmp_path / "c.txt", "--updates", "2"
+    )
+    refused(
+        capsys, "belong to --dataset moving-mnist", "compare", data, "--test-digits", "3", *output, "--updates", "2"
     )
     refused(capsys, "minutes are too few", "compare", *digits, *output, *COMPARE, "--minutes", "0.001")

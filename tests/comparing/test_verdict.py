@@ -92,6 +92,8 @@ def test_too_few_units_decide_nothing() -> None:
     assert found.decision == "not decided"
     assert "too few for an interval: 4 blocks of an hour or more, 5 are needed" in found.text
     assert math.isnan(found.difference.low)
+    assert math.isnan(interval(LOSS, a, np.repeat(np.arange(4), 10)).low)
+    assert math.isfinite(interval(LOSS, a, np.repeat(np.arange(5), 8)).low)
 
 
 def test_one_seed_decides_nothing() -> None:
@@ -123,8 +125,9 @@ def test_intervals_cover_the_truth() -> None:
 
 def test_sums_of_whole_sequences() -> None:
     sums: Sums = {"ce": np.array([[1.0, 2], [3, 4], [5, 6]])}
-    found = interval(WHOLE, Scored("a", [sums]), np.arange(3))
-    assert found.value == pytest.approx(21 / 3)
+    assert interval(WHOLE, Scored("a", [sums]), np.arange(3)).value == pytest.approx(21 / 3)
+    twice = {"ce": np.concatenate([sums["ce"]] * 2)}
+    found = interval(WHOLE, Scored("a", [twice]), np.arange(6))
     assert found.low < 7 < found.high
     np.testing.assert_allclose(by_unit(sums, np.array([0, 0, 1]))["ce"], [[4, 6], [5, 6]])
 

@@ -101,6 +101,14 @@ def test_where_digits_overlap_the_brighter_pixel_shows() -> None:
     assert int(data.frames(0).max()) == 200
 
 
+def test_sequences_are_the_same_alone_and_together() -> None:
+    data = made()
+    for sample, index in zip(data.__getitems__([5, 2, 40]), (5, 2, 40)):
+        torch.testing.assert_close(sample, data[index], rtol=0, atol=0)
+    with pytest.raises(IndexError):
+        data.__getitems__([0, 50])
+
+
 # --- parts ---
 
 
@@ -128,8 +136,8 @@ def test_the_papers_protocol() -> None:
     assert "not MNIST" in sets.source
     other = moving_mnist(seed=1)
     assert rows(other.train.images) != rows(sets.train.images)
-    three = moving_mnist(number=3)
-    assert three.test.number == 3
+    three = moving_mnist(test_number=3)
+    assert (three.train.number, three.validation.number, three.test.number) == (2, 2, 3)
     assert rows(three.test.images) == rows(sets.test.images)
 
 
@@ -139,6 +147,16 @@ def test_the_benchmarks_protocol() -> None:
     assert sets.train.speed == pytest.approx((4.0, 4.0))  # a tenth of the room, which digits of 24 pixels leave
     with pytest.raises(InputError, match="protocol must be one of paper, benchmark"):
         moving_mnist(protocol="mine")
+
+
+def test_the_benchmarks_training_sequences_are_other_ones_in_each_epoch() -> None:
+    for protocol, other in (("benchmark", True), ("paper", False)):
+        train = moving_mnist(protocol=protocol).train
+        first = train[3]["x"]
+        train.epoch = 1
+        assert bool((train[3]["x"] != first).any()) == other
+        train.epoch = 0
+        torch.testing.assert_close(train[3]["x"], first)
 
 
 # --- files ---

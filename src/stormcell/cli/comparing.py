@@ -24,6 +24,7 @@ from .options import (
     device_named,
     names_in,
     numbers_in,
+    overridden,
     reads_frames,
     runs_of_data,
     whole_numbers_in,
@@ -45,6 +46,7 @@ _DATASETS = ("moving-mnist",)
 )
 @reads_frames
 def compare(
+    context: typer.Context,
     output: Annotated[Path, typer.Option("-o", "--output", help="Result to write, .json.")],
     reading: Reading,
     coarsen: int,
@@ -57,6 +59,9 @@ def compare(
         Path | None, typer.Option(metavar="DIR", help="Folder with MNIST's IDX files; else scikit-learn's digits.")
     ] = None,
     protocol: Annotated[str, typer.Option(help="Of Moving MNIST: paper or benchmark.")] = "paper",
+    test_digits: Annotated[
+        int | None, typer.Option(help="Digits in a test sequence; 3 tests out of the domain.", min=1, max=9)
+    ] = None,
     models: Annotated[
         str | None,
         typer.Option(help="Names with commas; the first is compared with the others. All sizes of `stormcell.nn.net`."),
@@ -105,6 +110,10 @@ def compare(
 
     check_results(output, report)
     check_range("--minutes", minutes, most=YEAR_MINUTES)
+    if overridden(context, "updates", by="minutes"):
+        updates = None
+    if overridden(context, "minutes", by="updates"):
+        minutes = None
     if (updates is None) == (minutes is None):
         raise InputError("give either --updates N or --minutes M: how long to train")
     if kernel_size % 2 == 0:
@@ -130,8 +139,10 @@ def compare(
             raise InputError(f"--dataset knows {', '.join(_DATASETS)}, not {dataset!r}")
         if data or leave_one_out or test or test_from:
             raise InputError(f"--dataset {dataset} has its own split: leave out DATA, --leave-one-out and --test")
-        folds = [_moving_mnist(mnist, protocol, past, future, cases, seed)]
+        folds = [_moving_mnist(mnist, protocol, test_digits, past, future, cases, seed)]
     else:
+        if mnist is not None or test_digits is not None:
+            raise InputError("--mnist and --test-digits belong to --dataset moving-mnist")
         if not data:
             raise InputError("name files with frames to compare on, or --dataset moving-mnist")
         lengths = past or 4, future or 6
@@ -169,12 +180,19 @@ def _updates(text: str, most: int) -> int | dict[str, int]:
 
 
 def _moving_mnist(
-    mnist: Path | None, protocol: str, past: int | None, future: int | None, cases: int, seed: int
+    mnist: Path | None,
+    protocol: str,
+    test_digits: int | None,
+    past: int | None,
+    future: int | None,
+    cases: int,
+    seed: int,
 ) -> Task:
     from ..comparing.tasks import MovingMnistTask
     from ..data.moving_mnist import moving_mnist
 
-    sets = moving_mnist(mnist, protocol=protocol, past=past or 10, future=future or 10, seed=seed)
+    lengths = {"past": past or 10, "future": future or 10}
+    sets = moving_mnist(mnist, protocol=protocol, test_number=test_digits, **lengths, seed=seed)
     if mnist is None:
         note(f"digits: {sets.source}; --mnist DIR takes MNIST's own")
     return MovingMnistTask(sets, protocol=protocol, cases=min(cases, len(sets.test)))

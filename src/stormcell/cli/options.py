@@ -177,6 +177,12 @@ def configured(context: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
+def overridden(context: typer.Context, name: str, *, by: str) -> bool:
+    """Whether an option comes from --config, and one that excludes it stands on the command line, which wins."""
+    sources = [context.get_parameter_source(option) for option in (name, by)]
+    return [source and source.name for source in sources] == ["DEFAULT_MAP", "COMMANDLINE"]
+
+
 Config = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="YAML with any of these options.", is_eager=True, callback=configured),

@@ -23,6 +23,7 @@ import xarray as xr
 
 from .. import __version__
 from ..errors import InputError
+from ..provenance import commit, machine
 from ..writing import whole_file
 from .entries import Entry, Shape, entries
 from .fitting import OPTIMIZERS, Run, checks, fit, fresh
@@ -319,6 +320,8 @@ def compare(
     ]
     result = {
         "stormcell": __version__,
+        "commit": commit(),
+        "machine": machine(settings.device),
         "repeat": repeat(updates_text(updates)),
         "score": score.name,
         "facts": folds[0].facts
@@ -329,6 +332,8 @@ def compare(
         "batch": settings.batch,
         "optimizer": settings.optimizer,
         "threads": torch.get_num_threads(),
+        "seed": settings.seed,
+        "train_seconds": round(sum(run["train_seconds"] for row, _ in found for run in row.runs)),
         "cases": int(sum(task.cases for task in folds)),
         "units": {"count": int(unit.max()) + 1, "of": units},
         "leads": folds[0].leads,

@@ -125,14 +125,17 @@ class MovingMnistTask(Task):
         self.leads = [f"+{k + 1}" for k in range(self.future)]
         digest = digest_of([sets.train.images, sets.validation.images, sets.test.images])
         self.identity = {"protocol": protocol, "digits": digest, "cases": cases, "seed": sets.train.seed}
+        outside = f", {sets.test.number} in each" if sets.test.number != sets.train.number else ""
         self.identity |= {"past": self.past, "future": self.future, "number": sets.test.number}
         self.facts = {
-            "Data": f"Moving MNIST, protocol “{protocol}”: {sets.test.number} digits on {height}×{width} pixels, "
+            "Data": f"Moving MNIST, protocol “{protocol}”: {sets.train.number} digits on {height}×{width} pixels, "
             f"{self.past} frames → {self.future}",
             "Digits": sets.source,
-            "Training": f"up to {len(sets.train):,} sequences, then again",
+            "Training": f"sequences made anew, {len(sets.train):,} an epoch"
+            if sets.train.anew
+            else f"up to {len(sets.train):,} sequences, then again",
             "Validation": f"{len(self.validation)} sequences of other digits",
-            "Test": f"{cases:,} sequences of again other digits",
+            "Test": f"{cases:,} sequences of again other digits{outside}",
             "Trained by": "cross entropy",
         }
 

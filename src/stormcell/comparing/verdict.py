@@ -55,14 +55,14 @@ def by_unit(sums: Sums, unit: npt.NDArray[np.int64]) -> Sums:
 def interval(score: Score, row: Scored, unit: npt.NDArray[np.int64]) -> Interval:
     """A row's score over seeds and cases."""
     values, drawn = _values(score, row, unit)
-    return _combined(float(np.mean(values)), drawn, _spread([values]))
+    return _combined(float(np.mean(values)), drawn, _spread([values]), unit)
 
 
 def difference(score: Score, first: Scored, second: Scored, unit: npt.NDArray[np.int64]) -> Interval:
     """First less second, on the same cases."""
     a, drawn_a = _values(score, first, unit)
     b, drawn_b = _values(score, second, unit)
-    return _combined(float(np.mean(a) - np.mean(b)), drawn_a - drawn_b, _spread([a, b]))
+    return _combined(float(np.mean(a) - np.mean(b)), drawn_a - drawn_b, _spread([a, b]), unit)
 
 
 def _values(
@@ -102,8 +102,9 @@ def _spread(rows: Sequence[npt.NDArray[np.float64]]) -> float:
     return float(t.ppf(0.975, freedom) * math.sqrt(variance))
 
 
-def _combined(value: float, drawn: npt.NDArray[np.float64], spread: float) -> Interval:
-    if not math.isfinite(value) or not np.isfinite(drawn).any():
+def _combined(value: float, drawn: npt.NDArray[np.float64], spread: float, unit: npt.NDArray[np.int64]) -> Interval:
+    few = int(unit.max()) + 1 < FEWEST_UNITS
+    if few or not math.isfinite(value) or not np.isfinite(drawn).any():
         return Interval(value, math.nan, math.nan)
     low, high = np.nanquantile(drawn, [0.025, 0.975])
     return Interval(value, value - math.hypot(value - low, spread), value + math.hypot(high - value, spread))
@@ -137,7 +138,6 @@ def verdict(score: Score, first: Scored, second: Scored, unit: npt.NDArray[np.in
     compared = f"{score.label} {_number(values[first.name])} against {_number(values[second.name])}"
     seeds = f"{len(first.seeds)} seeds, {count} {units}" if first.trained else f"{count} {units}"
     if count < FEWEST_UNITS:
-        found = Interval(found.value, math.nan, math.nan)
         why = f"too few for an interval: {count} {units}, {FEWEST_UNITS} are needed"
         return _undecided(score, first, second, found, f"{compared} ({why})")
     where = f"difference {_signed(found.value)} [{_signed(found.low)}, {_signed(found.high)}], 95 %, {seeds}"

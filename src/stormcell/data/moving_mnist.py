@@ -7,6 +7,7 @@ turns; where digits overlap the brighter pixel shows. Shi et al. 2015 draw speed
 from __future__ import annotations
 
 import gzip
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import InputError
+from .windows import Sample
 
 SIZE = 64  # pixels, of a frame's side
 FILES = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
@@ -92,7 +93,7 @@ def _read_idx(path: Path) -> Images:
 # --- sequences ---
 
 
-class MovingMnist(Dataset[dict[str, Tensor]]):
+class MovingMnist(Dataset[Sample]):
     """Sequences of moving digits: x (past, 1, Y, X) and y (future, 1, Y, X) in [0, 1], and `valid`, all True.
 
     Sequence k follows from (seed, k) alone, and there is one for every k ≥ 0: `count` only says how many make an epoch.
@@ -103,7 +104,10 @@ class MovingMnist(Dataset[dict[str, Tensor]]):
         number: digits in a sequence.
         speed: bounds of the speed in pixels a frame, drawn for each digit.
         past, future: frames.
+        anew: other sequences in each `epoch`, which is set from outside.
     """
+
+    epoch = 0
 
     def __init__(
         self,
@@ -115,39 +119,64 @@ class MovingMnist(Dataset[dict[str, Tensor]]):
         past: int = 10,
         future: int = 10,
         seed: int = 0,
+        anew: bool = False,
     ) -> None:
         self.images, self.count, self.number, self.speed = images, count, number, speed
-        self.past, self.future, self.seed = past, future, seed
+        self.past, self.future, self.seed, self.anew = past, future, seed, anew
 
     def __len__(self) -> int:
         return self.count
 
     def frames(self, index: int) -> Images:
         """Sequence `index` as (past + future, Y, X), uint8."""
-        rng = np.random.default_rng([self.seed, index])
+        return self._sequences([index])[0]
+
+    def _sequences(self, indices: Sequence[int]) -> Images:
+        """(N, past + future, Y, X): digits of all sequences move together, which is faster."""
         length = self.past + self.future
         height, width = self.images.shape[1:]
         room = np.array([SIZE - height, SIZE - width], dtype=np.float64)
+        which, starts, steps = zip(*(self._drawn(index, room) for index in indices))
+        place, step = np.stack(starts), np.stack(steps)
+        places = np.empty((length, *place.shape), dtype=np.int64)
+        for moment in places:
+            place += step
+            np.negative(step, out=step, where=(place <= 0) | (place >= room))
+            np.clip(place, 0, room, out=place)
+            moment[...] = place
+        sequences = np.zeros((len(indices), length, SIZE, SIZE), dtype=np.uint8)
+        for sequence, chosen, way in zip(sequences, which, places.transpose(1, 0, 2, 3).tolist()):
+            digits = [self.images[one] for one in chosen]
+            for frame, corners in zip(sequence, way):
+                for digit, (y, x) in zip(digits, corners):
+                    spot = frame[y : y + height, x : x + width]
+                    np.maximum(spot, digit, out=spot)
+        return sequences
+
+    def _drawn(self, index: int, room: npt.NDArray[np.float64]) -> tuple[npt.NDArray[Any], ...]:
+        """Which digits, where they start, and how they move: (number,), (number, 2) and (number, 2)."""
+        rng = np.random.default_rng([self.seed, index])
         which = rng.integers(len(self.images), size=self.number)
         place = rng.uniform(0, room, (self.number, 2))
         angle = rng.uniform(0, 2 * np.pi, self.number)
         step = rng.uniform(*self.speed, self.number)[:, None] * np.stack([np.sin(angle), np.cos(angle)], axis=-1)
-        frames = np.zeros((length, SIZE, SIZE), dtype=np.uint8)
-        for frame in frames:
-            place += step
-            np.negative(step, out=step, where=(place <= 0) | (place >= room))
-            np.clip(place, 0, room, out=place)
-            for image, (y, x) in zip(which, place.astype(int).tolist()):
-                spot = frame[y : y + height, x : x + width]
-                np.maximum(spot, self.images[image], out=spot)
-        return frames
+        return which, place, step
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        if not 0 <= index < self.count:
-            raise IndexError(index)
-        frames = torch.from_numpy(self.frames(index)).unsqueeze(1).float().div_(255)
-        x, y = frames.split((self.past, self.future))
-        return {"x": x, "y": y, "valid": torch.ones_like(y, dtype=torch.bool)}
+    def __getitem__(self, index: int) -> Sample:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
+        """Several at once, as DataLoader asks for them."""
+        for index in indices:
+            if not 0 <= index < self.count:
+                raise IndexError(index)
+        first = self.epoch * self.count if self.anew else 0
+        frames = torch.from_numpy(self._sequences([first + index for index in indices])).unsqueeze(2).float().div_(255)
+        found = []
+        for sequence in frames:
+            x, y = sequence.split((self.past, self.future))
+            found.append({"x": x, "y": y, "valid": torch.ones_like(y, dtype=torch.bool)})
+        return found
 
 
 @dataclass(frozen=True)
@@ -165,6 +194,7 @@ def moving_mnist(
     *,
     protocol: str = "paper",
     number: int = 2,
+    test_number: int | None = None,
     past: int = 10,
     future: int = 10,
     seed: int = 0,
@@ -176,7 +206,8 @@ def moving_mnist(
     training digits but the last 5,000 (a tenth of few), which make 2,000 to choose by; 10,000 of the test digits;
     3.6 pixels a frame.
 
-    Parts and digits follow from `seed`. With `number=3` the test is the paper's out-of-domain one, if the net has learnt two.
+    Parts and digits follow from `seed`. `number` digits make a sequence, and `test_number` a test sequence: with 3, nets that
+    have learnt two are tested out of their domain, as in the paper.
 
     Raises InputError for another protocol or what `mnist_digits` finds wrong.
     """
@@ -184,7 +215,7 @@ def moving_mnist(
         raise InputError(f"protocol must be one of {', '.join(PROTOCOLS)}, not {protocol!r}")
     digits = bundled_digits() if mnist is None else mnist_digits(mnist)
     rng = np.random.default_rng([seed, 2015])
-    shape: dict[str, Any] = {"number": number, "past": past, "future": future}
+    shape: dict[str, Any] = {"past": past, "future": future}
     seeds = [int(part) for part in rng.integers(2**62, size=3)]
     if protocol == "paper":
         drawn = rng.permutation(len(digits.train))
@@ -196,7 +227,10 @@ def moving_mnist(
         images = [digits.train[:-last], digits.train[-last:], digits.test]
         counts = (10_000, 2_000, 10_000)
         shape["speed"] = (0.1 * (SIZE - digits.train.shape[1]),) * 2
+    numbers = (number, number, number if test_number is None else test_number)
     train, validation, test = (
-        MovingMnist(part, count, seed=own, **shape) for part, count, own in zip(images, counts, seeds)
+        MovingMnist(part, count, number=each, seed=own, **shape)
+        for part, count, each, own in zip(images, counts, numbers, seeds)
     )
+    train.anew = protocol == "benchmark"
     return MovingMnistSets(train, validation, test, digits.source)
