@@ -3,7 +3,7 @@
     python docs/build.py            write the pages
     python docs/build.py --check    exit 1, and write nothing, if a page is not what its template gives
 
-Pages hold counts, bounds and yes or no, never digits that depend on the machine.
+Pages hold counts, bounds and yes or no, never digits that depend on the machine, but for those of experiments/results.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import nn
 from stormcell import ConvLSTM2d, paper_model
 from stormcell.nn.costs import Cost, cost
 from stormcell.nn.stacks import Conv2dFlatLSTM, Conv2dPixelLSTM
+from stormcell.report.comparison import made_by, notes, score_table, structure_table
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "experiments" / "results"
@@ -98,6 +99,24 @@ def checks() -> dict[str, Any]:
     return dict(json.loads((RESULTS / "verdict.json").read_text(encoding="utf-8")))
 
 
+def comparison(name: str) -> str:
+    """The tables of a comparison (`stormcell compare`) and its verdict, from its file of results."""
+    result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    rows = {"structure": structure_table(result), "scores": score_table(result, intervals=False)}
+    tables = {part: table(["model", *columns], lines) for part, (columns, lines) in rows.items()}
+    facts = "\n".join(f"- {key}: {value}" for key, value in result["facts"].items())
+    verdicts = "\n".join(f"- {one['text']}" for one in result["verdicts"])
+    told = "\n".join(f"- {note}" for note in notes(result))
+    made = f"Made by `{result['repeat']}`, seed {result['seed']}; {made_by(result)}."
+    parts = [f"**{result['verdict']}**", verdicts, tables["scores"], tables["structure"], facts, told, made]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def table(columns: list[str], lines: list[list[str]]) -> str:
+    """In Markdown."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *lines))
+
+
 def render(template: Path) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(template.parent),
@@ -108,7 +127,7 @@ def render(template: Path) -> str:
     )
     note = f"<!-- Made by docs/build.py from {template.name}: edit that one. -->\n\n"
     return note + environment.get_template(template.name).render(
-        example=example, designs=designs(), paper_parameters=paper_parameters, checks=checks()
+        example=example, designs=designs(), paper_parameters=paper_parameters, checks=checks(), comparison=comparison
     )
 
 

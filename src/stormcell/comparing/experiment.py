@@ -300,6 +300,7 @@ def compare(
     """
     if settings.optimizer not in OPTIMIZERS:
         raise InputError(f"--optimizer knows {', '.join(OPTIMIZERS)}, not {settings.optimizer!r}")
+    made_by = {"commit": commit(), "machine": machine(settings.device)}  # what runs, whatever is checked out later
     rows = entries(settings.models, folds[0], settings.shape, settings.match)
     runs = _Runs(folder, settings.device)
     asked = {"settings": asdict(settings), "task": [task.identity for task in folds], "plan": True}
@@ -320,8 +321,7 @@ def compare(
     ]
     result = {
         "stormcell": __version__,
-        "commit": commit(),
-        "machine": machine(settings.device),
+        **made_by,
         "repeat": repeat(updates_text(updates)),
         "score": score.name,
         "facts": folds[0].facts

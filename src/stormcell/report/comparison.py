@@ -15,7 +15,7 @@ from rich.table import Table
 from .curves import lines, svg
 from .page import Chart, Sample, data_url, render, sample_pictures
 
-__all__ = ["print_comparison", "report_comparison"]
+__all__ = ["made_by", "notes", "print_comparison", "report_comparison", "score_table", "structure_table"]
 
 _WIDTH = 120
 _SAMPLE_BYTES = 1_600_000
@@ -61,7 +61,7 @@ def _rate(row: Mapping[str, Any]) -> str:
     return ", ".join(f"{rate:g}" for rate in sorted(set(row["learning_rates"])))
 
 
-def _structure_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def structure_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Columns, and rows with a name in front: what the nets are."""
     first, last = result["leads"][0], result["leads"][-1]
     columns = ["net", "parameters", "MACs", f"sees, {first} / {last}", "state sees", "frames"]
@@ -82,7 +82,7 @@ def _structure_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[st
     return columns, rows
 
 
-def _score_table(result: Mapping[str, Any], *, intervals: bool = True) -> tuple[list[str], list[list[str]]]:
+def score_table(result: Mapping[str, Any], *, intervals: bool = True) -> tuple[list[str], list[list[str]]]:
     """Columns, and rows with a name in front: how nets and baselines did; intervals of the score that decides at least."""
     labels = _labels(result)
 
@@ -103,32 +103,39 @@ def _score_table(result: Mapping[str, Any], *, intervals: bool = True) -> tuple[
     return [*labels.values(), "rate", "updates", "ms/update"], rows
 
 
-def _notes(result: Mapping[str, Any]) -> list[str]:
+def notes(result: Mapping[str, Any]) -> list[str]:
+    """What one must know to read the tables."""
     units = result["units"]
-    notes = [
+    found = [
         f"Matched by {_MATCHES[result['match']]}. {result['seeds']} seeds; the learning rate of each net was chosen on "
         f"validation from {', '.join(f'{rate:g}' for rate in result['learning_rates'])}; "
         "training stopped early by validation; the test cases were forecast once.",
         f"Test: {result['cases']} cases in {units['count']} {units['of']}. In brackets: 95 % intervals, for the choice of "
         "cases (bootstrap) and the scatter of seeds (Student's t) together.",
     ]
-    notes += [f"{row['name']}: {row['note']}." for row in result["rows"] if row["note"]]
+    found += [f"{row['name']}: {row['note']}." for row in result["rows"] if row["note"]]
     rates = result["learning_rates"]
-    for row in result["rows"]:
-        edges = [
-            word for word, edge in (("largest", max(rates)), ("smallest", min(rates))) if edge in row["learning_rates"]
-        ]
-        if len(rates) > 1 and edges:
-            notes.append(
-                f"{row['name']}: its learning rate is the {edges[0]} of those tried; it might do better beyond."
-            )
-    return notes
+    for word, edge in (("largest", max(rates)), ("smallest", min(rates))):
+        names = [row["name"] for row in result["rows"] if edge in row["learning_rates"]]
+        if len(rates) > 1 and names:
+            found.append(f"At the {word} learning rate of those tried, and might do better beyond: {', '.join(names)}.")
+    return found
+
+
+def made_by(result: Mapping[str, Any]) -> str:
+    """Version, commit and machine."""
+    machine, commit = result["machine"], result["commit"]
+    return (
+        f"Stormcell {result['stormcell']}{f' at commit {commit[:7]}' if commit else ''}, torch {machine['torch']}, on "
+        f"{machine.get('gpu') or machine['cpu']} with {result['threads']} threads: "
+        f"{result['train_seconds'] / 60:.0f} minutes of training"
+    )
 
 
 def print_comparison(result: Mapping[str, Any]) -> None:
     """Print what the nets are, how they did, and the verdict, to standard output."""
     console = Console(width=_WIDTH, highlight=False)
-    for columns, rows in (_structure_table(result), _score_table(result, intervals=False)):
+    for columns, rows in (structure_table(result), score_table(result, intervals=False)):
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column("model", overflow="fold")
         for column in columns:
@@ -137,7 +144,7 @@ def print_comparison(result: Mapping[str, Any]) -> None:
         for row in rows:
             table.add_row(*row)
         console.print(table)
-    for note in _notes(result):
+    for note in notes(result):
         console.print(note)
     console.print()
     for verdict in result["verdicts"]:
@@ -155,16 +162,16 @@ def report_comparison(
 ) -> None:
     """Write a comparison as one self-contained HTML file; `samples` are test cases with rows of frames."""
     tables = [
-        ("What differs in structure", *_structure_table(result)),
-        ("How they did", *_score_table(result)),
+        ("What differs in structure", *structure_table(result)),
+        ("How they did", *score_table(result)),
     ]
     pictures = sample_pictures([Sample(name, rows) for name, rows in samples], budget=_SAMPLE_BYTES)
     page = render(
         "comparison.html.j2",
         title=f"Which net? {result['facts']['Data'].split(':')[0]}",
         summary=[result["verdict"], *(verdict["text"] for verdict in result["verdicts"])],
-        facts={**result["facts"], "Repeat": result["repeat"], "Stormcell": result["stormcell"]},
-        notes=_notes(result),
+        facts={**result["facts"], "Repeat": result["repeat"], "Made by": made_by(result)},
+        notes=notes(result),
         tables=tables,
         by_lead=_by_lead(result),
         learning=_learning(result),
