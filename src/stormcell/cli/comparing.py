@@ -89,7 +89,7 @@ def compare(
     kernel_size: Annotated[int, typer.Option(help="Of all convolutions, odd.", min=1, max=99)] = 3,
     patch: Annotated[int, typer.Option(help="Pixels folded into one cell of the maps.", min=1, max=64)] = 4,
     against: Annotated[
-        str | None, typer.Option(help="Baselines: persistence, optical-flow; as far as they can be computed.")
+        str | None, typer.Option(help="Baselines: persistence, optical-flow (both if left out), s-prog, steps.")
     ] = None,
     optimizer: Annotated[str, typer.Option(help="adam or rmsprop (Shi et al. 2015).")] = "adam",
     report: Annotated[Path | None, typer.Option(help="Report to write, .html.")] = None,

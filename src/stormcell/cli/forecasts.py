@@ -190,7 +190,7 @@ def verify(
     coarsen: int,
     against: Annotated[
         str | None,
-        typer.Option(help="Baselines: persistence, optical-flow; both if left out, as far as they can be computed."),
+        typer.Option(help="Baselines: persistence, optical-flow (both if left out), s-prog, steps."),
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Report to write, .html.")] = None,
     thresholds: Annotated[

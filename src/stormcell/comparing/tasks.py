@@ -22,7 +22,7 @@ from ..data.axes import advance, common_grid_spacing
 from ..data.moving_mnist import MovingMnistSets
 from ..data.windows import Sample, Split, Windows, common_step, events_of, split_or_advise
 from ..errors import InputError
-from ..forecasting.baselines import BASELINES
+from ..forecasting.baselines import baselines_on
 from ..forecasting.tally import assign_blocks
 from ..forecasting.train import digest_of, fitted_transform, mean_error, weighted_error
 from ..forecasting.verify import THRESHOLDS_MM_H
@@ -191,7 +191,7 @@ class FramesTask(Task):
     ) -> None:
         everything = [*split.train, *split.validation, *split.test]
         step = common_step(everything)
-        common_grid_spacing(everything)
+        spacing = common_grid_spacing(everything)
         transform = fitted_transform(everything, split.train)
         lengths: dict[str, Any] = {"past": past, "future": future, "crop": crop}
         self.name, self.past, self.future, self.transform = name, past, future, transform
@@ -222,6 +222,7 @@ class FramesTask(Task):
             *(score for level in self.thresholds for score in self._categorical(level)),
         )
         self.against = [one for one in against if transform.rain or one == "persistence"]
+        self._rivals, _ = baselines_on(self.against, spacing_m=spacing, step=step, seed=seed)
         digests = [
             digest_of([run.time.values, run.isel(time=0).values, run.isel(time=-1).values]) for run in everything
         ]
@@ -258,13 +259,14 @@ class FramesTask(Task):
 
     @functools.cached_property
     def _baselines(self) -> dict[str, npt.NDArray[np.float32]]:
-        """Forecasts (cases, F, Y, X) of the baselines, NaN where they have none."""
+        """Forecasts (cases, F, Y, X) of the baselines, NaN where they have none; of an ensemble its mean."""
         found: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in self.against}
         for k in range(self.cases):
             x = self.windows[k]["x"]
             past = np.where(x[:, 1].numpy() > 0, self._decoded(x[:, 0]), np.float32(np.nan))
-            for name in self.against:
-                found[name].append(BASELINES[name](past, self.future))
+            for name, rival in self._rivals.items():
+                field = rival(past, self.future)
+                found[name].append(field.mean(axis=0) if field.ndim == 4 else field)
         return {name: np.stack(forecasts) for name, forecasts in found.items()}
 
     def sums(self, forecast: Tensor, batch: Sample, first: int) -> Sums:

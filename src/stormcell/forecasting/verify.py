@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from ..data.axes import advance, area, grid_spacing, time_text
+from ..data.axes import advance, area, grid_spacing, time_step, time_text
 from ..data.frames import check_frames, values, zr_pair
 from ..data.units import is_rain, to_rain_rate
 from ..data.windows import split_at_gaps
 from ..errors import InputError, reason
-from .baselines import BASELINES, Array, check_baselines
+from .baselines import Array, Baseline, baselines_on, check_baselines
 from .forecast import Forecaster
 from .tally import Tally
 
@@ -60,6 +60,7 @@ def verify(
     units = obs.attrs["units"]
     rain = is_rain(units)
     names = check_baselines(list(against), rain=rain)
+    rivals, settings = baselines_on(names, spacing_m=grid_spacing(obs), step=time_step(obs.time.values))
     truth_all = _quantity(values(obs), obs)
     known = truth_all[np.isfinite(truth_all)]
     mean, deviation = (float(known.mean()), float(known.std())) if known.size else (0.0, 1.0)
@@ -90,23 +91,26 @@ def verify(
             end = index[reference] + 1
             run = split_at_gaps(obs.isel(time=slice(None, end)))[-1]
             before = truth_all[end - min(past, run.sizes["time"]) : end]
-            fields |= {name: _baseline(name, before, len(truth), reference) for name in names}
+            fields |= _forecasts(rivals, before, len(truth), reference)
         tally.add(reference, truth, fields)
     lead = fcsts[0].time.values - fcsts[0].forecast_reference_time.values
-    result = tally.scores(lead, units="mm/h" if rain else units)
+    result = tally.scores(lead, units="mm/h" if rain else units).assign_attrs(rivals=settings)
     return _with_scale_km(result, grid_spacing(obs))
 
 
-def _baseline(name: str, past: Array, steps: int, reference: np.datetime64) -> Array:
-    """A baseline that fails is an error, not a row that is left out."""
-    try:
-        return BASELINES[name](past, steps)
-    except InputError:
-        raise
-    except Exception as error:  # whatever a library makes of a field
-        raise InputError(
-            f"{name} failed from {time_text(reference)} UTC ({reason(error)}); leave it out of --against"
-        ) from error
+def _forecasts(rivals: Mapping[str, Baseline], past: Array, steps: int, reference: np.datetime64) -> dict[str, Array]:
+    """Of each baseline; one that fails is an error, not a row that is left out."""
+    found = {}
+    for name, rival in rivals.items():
+        try:
+            found[name] = rival(past, steps)
+        except InputError:
+            raise
+        except Exception as error:  # whatever a library makes of a field
+            raise InputError(
+                f"{name} failed from {time_text(reference)} UTC ({reason(error)}); leave it out of --against"
+            ) from error
+    return found
 
 
 def _quantity(data: Array, frames: xr.DataArray) -> Array:
@@ -211,6 +215,7 @@ def hindcast(
         raise InputError(
             f"all {len(starts)} cases have frames that this model was trained or chosen on: verify it on other frames"
         )
+    rivals, settings = baselines_on(names, spacing_m=grid_spacing(runs[0]), step=forecaster.step)
     levels = _levels(thresholds, rain=transform.rain, low=transform.low, high=transform.high)
     tally = Tally(["stormcell", *names], levels[0], tuple(dict.fromkeys(scales)), levels[1])
     picks = {(2 * k + 1) * len(fresh) // (2 * sample_count) for k in range(sample_count)}
@@ -221,7 +226,7 @@ def hindcast(
         encoded = transform.encode(past, units)
         fields: dict[str, Array] = {"stormcell": transform.decode(forecaster.predict(encoded, steps), units)}
         reference = case.time.values[forecaster.past - 1]
-        fields |= {name: _baseline(name, past, steps, reference) for name in names}
+        fields |= _forecasts(rivals, past, steps, reference)
         tally.add(reference, truth, fields)
         if number in picks:
             samples.append(
@@ -232,6 +237,7 @@ def hindcast(
     first = runs[fresh[0][0]].time.values[0]
     lead = np.array([advance(first, forecaster.step, k + 1) - first for k in range(steps)])
     scores = _with_scale_km(tally.scores(lead, units=units), grid_spacing(runs[0]))
+    scores.attrs["rivals"] = settings
     scores.attrs["left_out_cases"] = len(starts) - len(fresh)
     scores.attrs["left_out_frames"] = int(sum(k.sum() for k in known))
     return Hindcast(scores, samples)
