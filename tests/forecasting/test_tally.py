@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from stormcell.errors import InputError
 from stormcell.forecasting.tally import Tally, assign_blocks, fss_parts, scores_to_json
 
 LEADS = np.array([5, 10], dtype="timedelta64[m]").astype("timedelta64[ns]")
@@ -119,6 +120,105 @@ def test_windows_with_under_half_of_their_pixels_valid_are_left_out() -> None:
     assert fss_parts(changed, truth, valid, threshold=2.0, scale=5) == inside
     everything = fss_parts(fcst, truth, np.ones((30, 30), dtype=bool), threshold=2.0, scale=5)
     assert inside[1] < 0.7 * everything[1]
+
+
+# --- ensembles and spectra ---
+
+
+def pair_of_cases(count: int = 2) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Truth, a single forecast and an ensemble of six."""
+    rng = np.random.default_rng(0)
+    cases = []
+    for k in range(count):
+        truth = fields(k)
+        many = truth * rng.gamma(4, 1 / 4, (6, *truth.shape)).astype(np.float32) + fields(k + 50, (6, *truth.shape)) / 4
+        cases.append((truth, {"one": fields(k + 99) + truth, "many": many}))
+    return cases
+
+
+def test_an_ensemble_is_scored_by_its_mean_and_as_a_whole() -> None:
+    from stormcell.forecasting.probability import brier_sum, crps_sum, event_table, roc_area
+
+    cases = pair_of_cases()
+    scores = tally_of(cases)
+    means = tally_of([(truth, {k: v.mean(axis=0) if v.ndim == 4 else v for k, v in f.items()}) for truth, f in cases])
+    for name in ("csi", "mse", "mae", "fss", "wet_area", "correlation"):
+        np.testing.assert_allclose(scores[name], means[name], rtol=1e-5)
+    at = scores.isel(lead_time=1)
+    obs = np.stack([truth[1] for truth, _ in cases]).ravel().astype(float)
+    many = np.stack([f["many"][:, 1] for _, f in cases], axis=1).reshape(6, -1).astype(float)
+    assert float(at.crps.sel(forecaster="many")) == pytest.approx(crps_sum(many, obs) / obs.size, rel=1e-9)
+    np.testing.assert_allclose(scores.crps.sel(forecaster="one"), scores.mae.sel(forecaster="one"))
+    assert (scores.crps.sel(forecaster="many") < scores.mae.sel(forecaster="many")).all()
+    table = event_table(many >= 5, obs >= 5)
+    one, several = (at.sel(threshold=5.0, forecaster=name) for name in ("one", "many"))
+    assert float(several.brier) == pytest.approx(brier_sum(*table) / obs.size)
+    rate = (obs >= 5).mean()
+    assert float(several.brier_skill) == pytest.approx(1 - float(several.brier) / (rate * (1 - rate)))
+    assert float(one.brier) == pytest.approx(float(one.misses + one.false_alarms) / obs.size)
+    assert float(several.roc_area) == pytest.approx(float(roc_area(*table)))
+    assert several.forecasts.sum() == several.forecasts.values[[0, 1, 3, 5, 6, 8, 9]].sum() == obs.size
+    assert float(several.rank_share.sum()) == pytest.approx(1)
+    for name in ("roc_area", "forecasts", "rank_share", "roc_pod"):
+        assert np.isnan(one[name]).all()
+    assert scores.members.values.tolist() == [1, 6]
+
+
+def test_ensembles_have_intervals_and_a_band_from_five_blocks_on() -> None:
+    few, enough = tally_of(pair_of_cases(9)), tally_of(pair_of_cases(18))
+    assert np.isnan(few.consistency).all()
+    assert np.isfinite(enough.consistency.sel(forecaster="many")).any()
+    for name in ("crps", "brier", "brier_skill", "roc_area"):
+        assert np.isnan(few[f"{name}_interval"]).all()
+        value, bounds = (enough[key].sel(forecaster="many") for key in (name, f"{name}_interval"))
+        assert ((bounds.sel(bound="low") < value) & (value < bounds.sel(bound="high"))).all()
+    xr.testing.assert_identical(enough, tally_of(pair_of_cases(18)))  # ties and draws are seeded
+
+
+def test_ensembles_of_several_sizes_and_their_json() -> None:
+    (truth, fcsts), *_ = pair_of_cases(1)
+    scores = tally_of([(truth, {**fcsts, "few": fcsts["many"][:2]})])
+    assert int(scores.rank_share.sel(forecaster="few").notnull().sum(dim="rank")[0]) == 3
+    rows = json.loads(scores_to_json(scores))["scores"]
+    assert [len(row["rank_histogram"]) for row in rows if "rank_histogram" in row] == [7, 7, 3, 3]
+    entry = rows[2]["thresholds"][1]
+    assert rows[2]["forecaster"] == "many"
+    assert entry["brier"] == pytest.approx(float(scores.brier.sel(forecaster="many").values[0, 1]))
+    assert [len(row["thresholds"][0]["roc"]) for row in rows[2:]] == [8, 8, 4, 4]
+    assert len(entry["reliability"]) == 10
+    assert entry["reliability"][1]["consistency"] == [None, None]
+    assert "reliability" not in rows[0]["thresholds"][0]
+    with pytest.raises(InputError, match="many has 6 members in one case and 5 in another"):
+        tally_of([(truth, fcsts), (truth, {**fcsts, "many": fcsts["many"][:5]})])
+
+
+def test_one_member_that_is_missing_leaves_the_pixel_out() -> None:
+    (truth, fcsts), *_ = pair_of_cases(1)
+    whole = tally_of([(truth, fcsts)])
+    fcsts["many"][3, :, :10] = np.nan
+    assert (tally_of([(truth, fcsts)]).valid_share == 0.75).all()
+    assert (whole.valid_share == 1).all()
+
+
+def test_relative_power_is_that_of_short_waves_pooled() -> None:
+    from scipy.ndimage import gaussian_filter
+
+    truth = [fields(k, (1, 48, 48)) for k in range(2)]
+    tally = Tally(["sharp", "blurred"], (0.5,), (5,), 0.1, spacing_m=2000.0)
+    for k, one in enumerate(truth):
+        blurred = gaussian_filter(one, (0, 1.5, 1.5))
+        tally.add(np.datetime64("2024-01-01", "ns") + k, one, {"sharp": one, "blurred": blurred})
+    scores = tally.scores(LEADS[:1], units="mm/h").isel(lead_time=0)
+    assert float(scores.relative_power.sel(forecaster="sharp")) == 1
+    assert float(scores.relative_power.sel(forecaster="blurred")) < 0.5
+    ratio = scores.power.sel(forecaster="blurred") / scores.observed_power
+    assert float(ratio[0]) < float(ratio[-1])
+    np.testing.assert_allclose(scores.wavelength_km, 2 * scores.wavelength)
+    spectrum = json.loads(scores_to_json(scores.expand_dims("lead_time")))["scores"][0]["spectrum"]
+    assert spectrum[0]["power"] == spectrum[0]["observed_power"] == pytest.approx(float(scores.observed_power[0]))
+    nowhere = Tally(["sharp"], (0.5,), (5,), 0.1)
+    nowhere.add(np.datetime64("2024-01-01", "ns"), truth[0], {"sharp": truth[0]})
+    assert "relative_power" not in nowhere.scores(LEADS[:1], units="mm/h")
 
 
 # --- masks, pooling, intervals ---

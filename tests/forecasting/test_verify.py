@@ -52,6 +52,23 @@ def test_verify_one_forecast(rain: xr.DataArray) -> None:
         verify([], storm)
 
 
+def test_verify_an_ensemble(rain: xr.DataArray) -> None:
+    storm = split_at_gaps(rain)[0]
+    past, truth = storm.isel(time=slice(0, 4)), storm.isel(time=slice(4, 6))
+    fcsts = [as_forecast(factor * truth.values, past, 5.0) for factor in (0.5, 0.5, 2.0)]
+    ensemble = xr.concat(fcsts, dim=xr.DataArray([0, 1, 2], dims="member", name="member"))
+    scores = verify(ensemble, storm)
+    assert scores.members.values.tolist() == [3, 1]
+    np.testing.assert_allclose(scores.mse.sel(forecaster="stormcell"), 0, atol=1e-9)  # the mean is the truth
+    # errors of 0.5, 0.5 and 1 times the value, less half the mean distance of two members: 0, 1.5 and 1.5
+    expected = ((0.5 + 0.5 + 1) / 3 - (0 + 1.5 + 1.5) / 6) * scores.observed_mean
+    np.testing.assert_allclose(scores.crps.sel(forecaster="stormcell"), expected, rtol=1e-6)
+    again = verify(ensemble.transpose("time", "y", "member", "x"), storm)
+    xr.testing.assert_identical(again, scores)
+    with pytest.raises(InputError, match="stormcell has 3 members in one case and 1 in another"):
+        verify([ensemble, fcsts[0]], storm)
+
+
 def test_a_plain_quantity_has_thresholds_of_its_own() -> None:
     frames = make_frames(280 + fields(0, (8, 20, 20)), units="K")
     fcst = as_forecast(frames.values[4:6], frames.isel(time=slice(0, 4)), 5.0)
@@ -76,6 +93,25 @@ def test_hindcast_is_forecast_and_verify_from_every_start(model: Forecaster, rai
         np.testing.assert_allclose(found.scores[name], alone[name], rtol=1e-5, equal_nan=True)
     assert found.scores.attrs["left_out_cases"] == 0
     assert [len(rows) for _, rows in found.samples] == [3, 3, 3]
+
+
+def test_hindcast_against_ensembles(model: Forecaster, rain: xr.DataArray) -> None:
+    pytest.importorskip("pysteps", reason="STEPS needs pysteps")
+    runs = [run.isel(time=slice(0, 6)) for run in split_at_gaps(rain)[25:27]]
+    found = hindcast(model, runs, against=["persistence", "optical-flow", "s-prog", "steps"], scales=(5,))
+    scores = found.scores
+    assert scores.members.values.tolist() == [1, 1, 1, 1, 20]
+    assert scores.crps.notnull().all()
+    assert scores.relative_power.notnull().all()
+    assert scores.roc_area.sel(threshold=0.5, forecaster="steps").notnull().all()
+    assert list(found.samples[0][1])[-2:] == ["steps, mean", "steps, a member"]
+    rivals = json.loads(scores_to_json(scores))["rivals"]
+    assert list(rivals) == ["optical-flow", "s-prog", "steps"]
+    assert rivals["steps"]["members"] == 20
+    assert rivals["steps"]["spacing_km"] == 1
+    assert rivals["steps"]["seed"] == 0
+    again = hindcast(model, runs, against=["persistence", "optical-flow", "s-prog", "steps"], scales=(5,)).scores
+    xr.testing.assert_identical(scores, again)
 
 
 def test_frames_the_model_was_made_with_are_left_out(model: Forecaster, rain: xr.DataArray) -> None:

@@ -212,7 +212,7 @@ def baselines_on(
     if "steps" in chosen:
         if isinstance(step, str):
             raise InputError(f"steps needs frames minutes apart, not a {step}; leave it out of --against")
-        own = {
+        own: dict[str, Any] = {
             "members": MEMBERS,
             "spacing_km": (spacing_m or 1000.0) / 1000,
             "step_minutes": step or 5.0,

@@ -2,7 +2,8 @@
 
 Truth and every compared forecast must be valid for a pixel to count. Sums of any set of cases add up, so categorical scores
 come from pooled counts, and intervals from a bootstrap over blocks of cases of an hour or more, since neighbouring cases are
-nearly the same case. Categorical formulas are those of `scores` (Leeuwenburg et al. 2024).
+nearly the same case. Categorical formulas are those of `scores` (Leeuwenburg et al. 2024). What is scored of an ensemble as of
+a single forecast is its mean; its power is that of its first member.
 """
 
 from __future__ import annotations
@@ -18,13 +19,44 @@ import numpy.typing as npt
 import xarray as xr
 from scipy.ndimage import uniform_filter
 
+from ..errors import InputError
 from .baselines import Array
+from .probability import (
+    BINS,
+    brier_sum,
+    consistency,
+    crps_sum,
+    event_table,
+    rank_counts,
+    reliability,
+    roc_area,
+    roc_curve,
+)
+from .spectrum import BAND_KM, EDGES, band_edges, for_spectrum, modes_in, power_in
+
+Floats = npt.NDArray[np.float64]
+Sums = dict[str, Floats]
 
 BLOCK_MINUTES = 60.0
 FEWEST_BLOCKS = 5
 _RESAMPLES = 1000
 _COUNTS = ("hits", "misses", "false_alarms", "correct_negatives")
-SCORES = ("csi", "pod", "far", "frequency_bias", "mse", "mae", "correlation", "fss")
+_BY_LEAD = ("mse", "mae", "correlation", "crps", "relative_power")
+_BY_EVENT = ("csi", "pod", "far", "frequency_bias", "brier", "brier_skill", "roc_area")
+SCORES = (*_BY_LEAD, *_BY_EVENT, "fss")
+_EVENT = ("lead_time", "threshold")
+_SUMS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("n", "pixels", "o", "oo", "o_wet", "o_band"), ("lead_time",)),
+    **dict.fromkeys(("se", "ae", "f", "ff", "fo", "f_wet", "crps", "f_band"), ("forecaster", "lead_time")),
+    **dict.fromkeys((*_COUNTS, "brier"), ("forecaster", *_EVENT)),
+    **dict.fromkeys(("fss_num", "fss_den"), ("forecaster", *_EVENT, "scale")),
+    **dict.fromkeys(("o_power", "modes"), ("lead_time", "wavelength")),
+    "f_power": ("forecaster", "lead_time", "wavelength"),
+    **dict.fromkeys(("said", "came"), ("ensemble", *_EVENT, "rank")),
+    "ranks": ("ensemble", "lead_time", "rank"),
+}
+"""What is summed, and over which dimensions: an ensemble is a forecaster with several members."""
+_RESAMPLED = tuple(name for name in _SUMS if name not in ("f_power", "o_power", "modes", "ranks"))
 
 
 def fss_parts(
@@ -51,49 +83,115 @@ class Tally:
         forecasters: names, the first is what is verified.
         thresholds: of events (value ≥ threshold), in the unit of the values; scales: widths of FSS windows in pixels.
         wet: threshold of the wet area.
+        rain: values are rain rates in mm/h: below `wet` nothing is ranked, and spectra are of dBR.
+        spacing_m: grid spacing, if it is known: relative power needs it.
     """
 
     forecasters: Sequence[str]
     thresholds: Sequence[float]
     scales: Sequence[int]
     wet: float
+    rain: bool = True
+    spacing_m: float | None = None
     times: list[np.datetime64] = field(default_factory=list)
-    _sums: list[dict[str, npt.NDArray[np.float64]]] = field(default_factory=list)
+    members: dict[str, int] = field(default_factory=dict)
+    _sums: list[Sums] = field(default_factory=list)
 
     def add(self, reference: np.datetime64, truth: Array, fcsts: Mapping[str, Array]) -> None:
-        """One case: truth (L, Y, X) and a forecast (L, Y, X) of each forecaster, NaN where missing."""
-        leads, shape = len(truth), (len(self.forecasters), len(truth))
-        sums: dict[str, npt.NDArray[np.float64]] = {name: np.zeros((*shape, len(self.thresholds))) for name in _COUNTS}
-        sums |= {name: np.zeros(shape) for name in ("se", "ae", "f", "ff", "fo", "f_wet")}
-        sums |= {name: np.zeros(leads) for name in ("n", "pixels", "o", "oo", "o_wet")}
-        sums |= {name: np.zeros((*shape, len(self.thresholds), len(self.scales))) for name in ("fss_num", "fss_den")}
-        levels = [float(np.float32(threshold)) for threshold in self.thresholds]  # as exact as the fields, no more
-        for lead in range(leads):
-            fields = [fcsts[name][lead] for name in self.forecasters]
-            valid = np.isfinite(truth[lead])
-            for one in fields:
-                valid &= np.isfinite(one)
-            obs_map = np.where(valid, truth[lead], np.float32(-np.inf))
-            obs = truth[lead][valid].astype(np.float64)
+        """One case: truth (L, Y, X), and of each forecaster a forecast (L, Y, X) or an ensemble (M, L, Y, X).
+
+        NaN where missing; a pixel counts where the truth and all members of all forecasters have a value. Raises InputError if
+        a forecaster has not as many members as in the cases before.
+        """
+        rows = {name: fcsts[name] if fcsts[name].ndim == 4 else fcsts[name][None] for name in self.forecasters}
+        for name, row in rows.items():
+            if len(row) != self.members.setdefault(name, len(row)):
+                raise InputError(f"{name} has {self.members[name]} members in one case and {len(row)} in another")
+        sizes = {
+            "forecaster": len(self.forecasters),
+            "lead_time": len(truth),
+            "threshold": len(self.thresholds),
+            "scale": len(self.scales),
+            "wavelength": len(EDGES) - 1,
+            "ensemble": len(self.ensembles),
+            "rank": max(self.members.values()) + 1,
+        }
+        sums = {name: np.zeros([sizes[dim] for dim in dims]) for name, dims in _SUMS.items()}
+        rng = np.random.default_rng(len(self.times))
+        for lead, obs in enumerate(truth):
+            fields = [row[:, lead] for row in rows.values()]
+            valid = np.isfinite(obs)
+            for members in fields:
+                valid &= np.isfinite(members).all(axis=0)
+            seen = obs[valid].astype(np.float64)
             sums["n"][lead], sums["pixels"][lead] = valid.sum(), valid.size
-            sums["o"][lead], sums["oo"][lead], sums["o_wet"][lead] = obs.sum(), (obs**2).sum(), (obs >= self.wet).sum()
-            for k, one in enumerate(fields):
-                fcst = one[valid].astype(np.float64)
-                sums["se"][k, lead], sums["ae"][k, lead] = ((fcst - obs) ** 2).sum(), np.abs(fcst - obs).sum()
-                sums["f"][k, lead], sums["ff"][k, lead] = fcst.sum(), (fcst**2).sum()
-                sums["fo"][k, lead], sums["f_wet"][k, lead] = (fcst * obs).sum(), (fcst >= self.wet).sum()
-                for j, threshold in enumerate(levels):
-                    forecast_event, event = fcst >= threshold, obs >= threshold
-                    hits = int((forecast_event & event).sum())
-                    sums["hits"][k, lead, j] = hits
-                    sums["misses"][k, lead, j] = event.sum() - hits
-                    sums["false_alarms"][k, lead, j] = forecast_event.sum() - hits
-                    sums["correct_negatives"][k, lead, j] = (~(forecast_event | event)).sum()
-                    for s, scale in enumerate(self.scales):
-                        parts = fss_parts(one, obs_map, valid, threshold=threshold, scale=scale)
-                        sums["fss_num"][k, lead, j, s], sums["fss_den"][k, lead, j, s] = parts
+            sums["o"][lead], sums["oo"][lead], sums["o_wet"][lead] = (
+                seen.sum(),
+                (seen**2).sum(),
+                (seen >= self.wet).sum(),
+            )
+            for k, members in enumerate(fields):
+                self._add_values(sums, k, lead, members, obs, valid)
+            for e, name in enumerate(self.ensembles):
+                self._add_members(sums, e, lead, rows[name][:, lead, valid].astype(np.float64), seen, rng)
+            self._add_power(sums, lead, [members[0] for members in fields], obs, valid)
         self.times.append(reference)
         self._sums.append(sums)
+
+    def _add_values(
+        self, sums: Sums, k: int, lead: int, members: Array, truth: Array, valid: npt.NDArray[np.bool_]
+    ) -> None:
+        """What is scored of every forecaster: of members (M, Y, X) their mean, and the CRPS."""
+        field = members.mean(axis=0, dtype=np.float64).astype(np.float32)
+        obs_map = np.where(valid, truth, np.float32(-np.inf))
+        fcst, obs, inside = (values.astype(np.float64) for values in (field[valid], truth[valid], members[:, valid]))
+        sums["se"][k, lead], sums["ae"][k, lead] = ((fcst - obs) ** 2).sum(), np.abs(fcst - obs).sum()
+        sums["f"][k, lead], sums["ff"][k, lead] = fcst.sum(), (fcst**2).sum()
+        sums["fo"][k, lead], sums["f_wet"][k, lead] = (fcst * obs).sum(), (fcst >= self.wet).sum()
+        sums["crps"][k, lead] = crps_sum(inside, obs)
+        for j, threshold in enumerate(self._levels):
+            forecast_event, event = fcst >= threshold, obs >= threshold
+            hits = int((forecast_event & event).sum())
+            sums["hits"][k, lead, j] = hits
+            sums["misses"][k, lead, j] = event.sum() - hits
+            sums["false_alarms"][k, lead, j] = forecast_event.sum() - hits
+            sums["correct_negatives"][k, lead, j] = (~(forecast_event | event)).sum()
+            sums["brier"][k, lead, j] = brier_sum(*event_table(inside >= threshold, event))
+            for s, scale in enumerate(self.scales):
+                parts = fss_parts(field, obs_map, valid, threshold=threshold, scale=scale)
+                sums["fss_num"][k, lead, j, s], sums["fss_den"][k, lead, j, s] = parts
+
+    def _add_members(
+        self, sums: Sums, e: int, lead: int, members: Floats, obs: Floats, rng: np.random.Generator
+    ) -> None:
+        """What only an ensemble has: probabilities and ranks of members (M, N)."""
+        room = slice(0, len(members) + 1)
+        for j, threshold in enumerate(self._levels):
+            table = event_table(members >= threshold, obs >= threshold)
+            sums["said"][e, lead, j, room], sums["came"][e, lead, j, room] = table
+        sums["ranks"][e, lead, room] = rank_counts(members, obs, low=self.wet if self.rain else -np.inf, rng=rng)
+
+    def _add_power(
+        self, sums: Sums, lead: int, fields: Sequence[Array], truth: Array, valid: npt.NDArray[np.bool_]
+    ) -> None:
+        middle, band = float(truth[valid].mean()) if valid.any() else 0.0, band_edges(self.spacing_m)
+        for k, values in enumerate([truth, *fields]):
+            field = for_spectrum(values, valid, rain=self.rain, middle=middle)
+            where = lead if k == 0 else (k - 1, lead)
+            letter = "o" if k == 0 else "f"
+            sums[f"{letter}_power"][where] = power_in(field, EDGES)
+            if band:
+                sums[f"{letter}_band"][where] = power_in(field, band)[0]
+        sums["modes"][lead] = modes_in(truth.shape, EDGES)
+
+    @property
+    def _levels(self) -> list[float]:
+        return [float(np.float32(threshold)) for threshold in self.thresholds]  # as exact as the fields, no more
+
+    @property
+    def ensembles(self) -> list[str]:
+        """Forecasters with more than one member."""
+        return [name for name in self.forecasters if self.members[name] > 1]
 
     @property
     def pixels(self) -> int:
@@ -101,7 +199,9 @@ class Tally:
         return int(sum(sums["n"].sum() for sums in self._sums))
 
     def scores(self, lead_time: npt.NDArray[np.timedelta64], *, units: str, seed: int = 0) -> xr.Dataset:
-        """Scores of all cases pooled, with 95 % intervals; dims forecaster, lead_time, threshold, scale, bound."""
+        """Scores of all cases pooled, with 95 % intervals; dims forecaster, lead_time, threshold, scale, wavelength, bound,
+        and of ensembles bin, roc_point and rank.
+        """
         order = np.argsort(np.array(self.times), kind="stable")
         blocks = assign_blocks([self.times[k] for k in order])
         count = int(blocks[-1]) + 1
@@ -114,15 +214,17 @@ class Tally:
             "lead_time": lead_time,
             "threshold": list(map(float, self.thresholds)),
             "scale": list(map(int, self.scales)),
+            "ensemble": self.ensembles,
         }
-        pooled = _scores({name: value.sum(axis=0) for name, value in block_sums.items()}, coords)
+        whole = {name: value.sum(axis=0) for name, value in block_sums.items()}
+        pooled = _scores(whole, coords)
         rng = np.random.default_rng(seed)
         draws = rng.multinomial(count, np.full(count, 1 / count), size=_RESAMPLES).astype(np.float64)
         enough = count >= FEWEST_BLOCKS
         if enough:
-            drawn = {name: np.tensordot(draws, value, axes=1) for name, value in block_sums.items()}
+            drawn = {name: np.tensordot(draws, block_sums[name], axes=1) for name in _RESAMPLED}
             spread = _scores(drawn, coords, leading="draw")
-        for name in SCORES:
+        for name in [name for name in SCORES if name in pooled]:
             if enough:
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", "All-NaN", RuntimeWarning)  # undefined in every draw: stays NaN
@@ -132,6 +234,13 @@ class Tally:
                 bounds = xr.full_like(pooled[name], np.nan).expand_dims(bound=2).transpose(..., "bound")
             pooled[f"{name}_interval"] = bounds.assign_coords(bound=["low", "high"])
         pooled["cases"] = ("lead_time", (np.stack([s["n"] for s in self._sums]) > 0).sum(axis=0))
+        pooled["members"] = ("forecaster", [self.members[name] for name in self.forecasters])
+        pooled = xr.merge([pooled, self._spectra(whole), self._diagrams(block_sums, draws)])
+        if self.spacing_m is not None:
+            km = {"scale_km": "scale", "wavelength_km": "wavelength"}
+            pooled = pooled.assign_coords(
+                {name: (dim, pooled[dim].values * self.spacing_m / 1000) for name, dim in km.items()}
+            )
         pooled.attrs = {
             "units": units,
             "cases": len(self.times),
@@ -141,8 +250,49 @@ class Tally:
             if enough
             else f"too few blocks for an interval ({count}; {FEWEST_BLOCKS} are needed)",
             "wet_threshold": self.wet,
+            "spectrum": "dBR" if self.rain else units,
+            "band_km": list(BAND_KM),
         }
         return pooled
+
+    def _spectra(self, sums: Sums) -> xr.Dataset:
+        """Mean power of a Fourier mode by wavelength in pixels, as far as the frames have any."""
+        some = sums["modes"].any(axis=0)
+        wavelength = np.sqrt(np.array(EDGES[1:]) * EDGES[:-1])[some]
+        with np.errstate(invalid="ignore"):
+            power, observed = ((sums[name] / sums["modes"])[..., some] for name in ("f_power", "o_power"))
+        dims = ("forecaster", "lead_time", "wavelength")
+        return xr.Dataset(
+            {"power": (dims, power), "observed_power": (dims[1:], observed)}, coords={"wavelength": wavelength}
+        )
+
+    def _diagrams(self, block_sums: Sums, draws: Floats) -> xr.Dataset:
+        """Reliability, ROC and ranks; NaN where a forecaster is no ensemble or a smaller one."""
+        if not self.ensembles:
+            return xr.Dataset()
+        leads, most = len(block_sums["n"][0]), max(self.members.values()) + 1
+        sizes = {"forecaster": len(self.forecasters), "lead_time": leads, "threshold": len(self.thresholds)}
+        sizes |= {"bin": BINS, "roc_point": most + 1, "rank": most, "bound": 2}
+        bins = ("forecaster", *_EVENT, "bin")
+        dims: dict[str, tuple[str, ...]] = dict.fromkeys(
+            ("forecasts", "forecast_probability", "observed_frequency"), bins
+        )
+        dims |= {"consistency": (*bins, "bound"), **dict.fromkeys(("pofd", "roc_pod"), (*bins[:3], "roc_point"))}
+        dims |= {"rank_share": ("forecaster", "lead_time", "rank")}
+        found = {name: np.full([sizes[dim] for dim in own], np.nan) for name, own in dims.items()}
+        for e, name in enumerate(self.ensembles):
+            k, members = list(self.forecasters).index(name), self.members[name]
+            room = slice(0, members + 1)
+            said, came = (block_sums[table][:, e, :, :, room] for table in ("said", "came"))
+            table = said.sum(axis=0), came.sum(axis=0)
+            parts = reliability(*table, members)
+            found["forecasts"][k], found["forecast_probability"][k], found["observed_frequency"][k] = parts
+            found["consistency"][k] = consistency(said, came, members, draws, fewest=FEWEST_BLOCKS)
+            found["pofd"][k, ..., : members + 2], found["roc_pod"][k, ..., : members + 2] = roc_curve(*table)
+            ranks = block_sums["ranks"][:, e, :, room].sum(axis=0)
+            with np.errstate(invalid="ignore"):
+                found["rank_share"][k, :, room] = ranks / ranks.sum(axis=-1, keepdims=True)
+        return xr.Dataset({name: (own, found[name]) for name, own in dims.items()})
 
 
 def assign_blocks(times: Sequence[np.datetime64]) -> npt.NDArray[np.int64]:
@@ -170,34 +320,33 @@ def assign_blocks(times: Sequence[np.datetime64]) -> npt.NDArray[np.int64]:
     return np.array([number[time] for time in times])
 
 
-def _scores(
-    sums: Mapping[str, npt.NDArray[np.float64]], coords: dict[str, Any], leading: str | None = None
-) -> xr.Dataset:
+def _scores(sums: Sums, coords: dict[str, Any], leading: str | None = None) -> xr.Dataset:
     """Sums → scores; `leading` is a first dimension of draws."""
     from scores.categorical import BasicContingencyManager
 
     first = () if leading is None else (leading,)
-    dims = ("forecaster", "lead_time", "threshold", "scale")
 
     def array(name: str) -> xr.DataArray:
-        value = sums[name]
-        own = ("lead_time",) if name in ("n", "pixels", "o", "oo", "o_wet") else dims[: value.ndim - len(first)]
-        return xr.DataArray(value, dims=(*first, *own), coords={d: coords[d] for d in own})
+        own = _SUMS[name]
+        return xr.DataArray(sums[name], dims=(*first, *own), coords={d: coords[d] for d in own if d in coords})
 
     hits, misses, false_alarms, negatives = (array(name) for name in _COUNTS)
+    total = hits + misses + false_alarms + negatives
     table = BasicContingencyManager(
         {
             "tp_count": hits,
             "fn_count": misses,
             "fp_count": false_alarms,
             "tn_count": negatives,
-            "total_count": hits + misses + false_alarms + negatives,
+            "total_count": total,
         }
     )
     n, f, o = array("n"), array("f"), array("o")
     with np.errstate(divide="ignore", invalid="ignore"):
         covariance = array("fo") - f * o / n
         variances = (array("ff") - f**2 / n) * (array("oo") - o**2 / n)
+        brier, frequency = array("brier") / n, (hits + misses) / total
+        uncertainty = frequency * (1 - frequency)
         result = {
             "csi": table.critical_success_index(),
             "pod": table.probability_of_detection(),
@@ -207,7 +356,15 @@ def _scores(
             "mae": array("ae") / n,
             "correlation": covariance / np.sqrt(variances.where(variances > 0)),
             "fss": 1 - array("fss_num") / array("fss_den").where(array("fss_den") > 0),
+            "crps": array("crps") / n,
+            "brier": brier,
+            "brier_skill": 1 - brier / uncertainty.where(uncertainty > 0),
         }
+        if sums["o_band"].any():
+            result["relative_power"] = array("f_band") / array("o_band").where(array("o_band") > 0)
+        if coords["ensemble"]:
+            area = array("said").isel(rank=0).copy(data=roc_area(sums["said"], sums["came"]))
+            result["roc_area"] = area.rename(ensemble="forecaster").reindex(forecaster=coords["forecaster"])
         if leading is None:
             result |= dict(zip(_COUNTS, (hits, misses, false_alarms, negatives)))
             result |= {
@@ -221,38 +378,57 @@ def _scores(
 
 
 def scores_to_json(scores: xr.Dataset) -> str:
-    """Scores as JSON: attributes, and one row a forecaster and lead time, with thresholds and scales inside."""
+    """Scores as JSON: attributes, and one row a forecaster and lead time, with thresholds, scales and wavelengths inside.
+
+    An ensemble has its rank histogram there too, and under each threshold its reliability and ROC.
+    """
     rows = []
     for name in scores.forecaster.values:
         for lead in scores.lead_time.values:
             at = scores.sel(forecaster=name, lead_time=lead)
+            ensemble = int(at.members) > 1
             row: dict[str, Any] = {
                 "forecaster": str(name),
                 "lead_minutes": float(lead / np.timedelta64(1, "s")) / 60,
+                "members": int(at.members),
                 **{key: _plain(at[key]) for key in ("cases", "valid_share", "observed_wet_area", "observed_mean")},
                 **{key: _plain(at[key]) for key in ("wet_area", "mean_value")},
+                **_with_intervals(at, _BY_LEAD),
+                "spectrum": _rows(at, "wavelength", ("wavelength", "wavelength_km", "power", "observed_power")),
             }
-            for key in ("mse", "mae", "correlation"):
-                row[key], row[f"{key}_interval"] = _plain(at[key]), _plain(at[f"{key}_interval"])
+            if ensemble:
+                row["rank_histogram"] = [_plain(share) for share in at.rank_share[: int(at.members) + 1]]
             row["thresholds"] = []
             for level in scores.threshold.values:
                 there = at.sel(threshold=level)
                 entry: dict[str, Any] = {"threshold": float(level)}
                 entry |= {key: int(there[key]) for key in _COUNTS}
-                for key in ("csi", "pod", "far", "frequency_bias"):
-                    entry[key], entry[f"{key}_interval"] = _plain(there[key]), _plain(there[f"{key}_interval"])
+                entry |= _with_intervals(there, _BY_EVENT if ensemble else _BY_EVENT[:-1])
                 entry["fss"] = [
-                    {
-                        "scale_pixels": int(scale),
-                        "fss": _plain(there.fss.sel(scale=scale)),
-                        "fss_interval": _plain(there.fss_interval.sel(scale=scale)),
-                    }
+                    {"scale_pixels": int(scale), **_with_intervals(there.sel(scale=scale), ("fss",))}
                     for scale in scores.scale.values
                 ]
+                if ensemble:
+                    parts = ("forecasts", "forecast_probability", "observed_frequency", "consistency")
+                    entry["reliability"] = _rows(there, "bin", parts)
+                    entry["roc"] = _rows(
+                        there.isel(roc_point=slice(int(at.members) + 2)), "roc_point", ("pofd", "roc_pod")
+                    )
                 row["thresholds"].append(entry)
             rows.append(row)
     attrs = {key: value.item() if hasattr(value, "item") else value for key, value in scores.attrs.items()}
     return json.dumps({**attrs, "scores": rows}, indent=1, allow_nan=False)
+
+
+def _with_intervals(at: xr.Dataset, names: Sequence[str]) -> dict[str, Any]:
+    """Those of the scores that there are, each with its interval."""
+    return {key: _plain(at[key]) for name in names if name in at for key in (name, f"{name}_interval")}
+
+
+def _rows(at: xr.Dataset, dim: str, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Variables that go along one dimension, value by value."""
+    there = [name for name in names if name in at.variables]
+    return [{name: _plain(at[name].isel({dim: k})) for name in there} for k in range(at.sizes[dim])]
 
 
 def _plain(value: xr.DataArray) -> Any:

@@ -40,13 +40,19 @@ def verify(
 ) -> xr.Dataset:
     """Scores of one forecast, or of several of the same lead times, against observed frames on the same grid.
 
+    A forecast may be an ensemble, with a dimension `member`; what is scored of single forecasts is its mean then.
+
     `against` names baselines, made from the `past` frames of `obs` up to each reference time. `thresholds` are in mm/h for
     rain (dBZ is converted), else in the frames' unit; default 0.5, 2, 5, 10 mm/h, or mean and mean + deviation of `obs`.
     `scales` are widths of FSS windows in pixels.
 
     Returns a Dataset over forecaster, lead_time, threshold, scale: csi, pod, far, frequency_bias, mse, mae, correlation,
-    fss, each with an `_interval`; hits, misses, false_alarms, correct_negatives; wet_area, mean_value and what was
-    observed of both; valid_share and cases. NaN where a score is undefined.
+    fss, crps, brier, brier_skill (over the observed frequency) and, on a known grid of 2 km or finer, relative_power (at
+    wavelengths of 4 to 16 km, over the observed), each with an `_interval`; hits, misses, false_alarms, correct_negatives;
+    wet_area, mean_value and what was observed of both; power and observed_power by wavelength in pixels; valid_share,
+    cases, members. Ensembles have roc_area with its interval too, roc_pod over pofd, rank_share over rank, and a
+    reliability diagram over bin: forecasts, forecast_probability, observed_frequency, and the `consistency` that a reliable
+    one would have. NaN where a score is undefined. CRPS and Brier score are fair to the number of members.
 
     Raises InputError if grids or units differ, frames before the reference time are missing for a baseline, or no
     observed frame has a valid time of the forecast.
@@ -65,16 +71,25 @@ def verify(
     known = truth_all[np.isfinite(truth_all)]
     mean, deviation = (float(known.mean()), float(known.std())) if known.size else (0.0, 1.0)
     levels = _levels(thresholds, rain=rain, low=mean, high=mean + deviation)
-    tally = Tally(["stormcell", *names], levels[0], tuple(dict.fromkeys(scales)), levels[1])
+    tally = Tally(
+        ["stormcell", *names],
+        levels[0],
+        tuple(dict.fromkeys(scales)),
+        levels[1],
+        rain=rain,
+        spacing_m=grid_spacing(obs),
+    )
     index = {t: k for k, t in enumerate(obs.time.values)}
-    for one in fcsts:
-        one = check_frames(one)
+    for several in fcsts:
+        members = several.transpose("member", ...) if "member" in several.dims else several.expand_dims("member")
+        checked = [check_frames(member) for member in members]
+        one = checked[0]
         if one.attrs["units"] != units and not (rain and is_rain(one.attrs["units"])):
             raise InputError(f"the forecast is in {one.attrs['units']}, the observed frames are in {units}")
         if one.shape[1:] != obs.shape[1:] or not (np.allclose(one.x, obs.x) and np.allclose(one.y, obs.y)):
             raise InputError("the forecast and the observed frames lie on different grids")
-        if len(one) != len(fcsts[0]):
-            raise InputError(f"forecasts of {len(fcsts[0])} and of {len(one)} steps cannot be pooled")
+        if len(one) != fcsts[0].sizes["time"]:
+            raise InputError(f"forecasts of {fcsts[0].sizes['time']} and of {len(one)} steps cannot be pooled")
         if "forecast_reference_time" not in one.coords:
             raise InputError("the forecast has no forecast_reference_time: is it a forecast?")
         reference = one.forecast_reference_time.values.astype("datetime64[ns]")
@@ -84,7 +99,7 @@ def verify(
                 truth[k] = truth_all[index[time]]
         if not np.isfinite(truth).any():
             raise InputError("no observed frame has a valid time of the forecast: give the frames after it")
-        fields: dict[str, Array] = {"stormcell": _quantity(values(one), one)}
+        fields: dict[str, Array] = {"stormcell": np.stack([_quantity(values(member), member) for member in checked])}
         if names:
             if reference not in index:
                 raise InputError("baselines need the observed frames up to the reference time of the forecast")
@@ -94,8 +109,7 @@ def verify(
             fields |= _forecasts(rivals, before, len(truth), reference)
         tally.add(reference, truth, fields)
     lead = fcsts[0].time.values - fcsts[0].forecast_reference_time.values
-    result = tally.scores(lead, units="mm/h" if rain else units).assign_attrs(rivals=settings)
-    return _with_scale_km(result, grid_spacing(obs))
+    return tally.scores(lead, units="mm/h" if rain else units).assign_attrs(rivals=settings)
 
 
 def _forecasts(rivals: Mapping[str, Baseline], past: Array, steps: int, reference: np.datetime64) -> dict[str, Array]:
@@ -129,12 +143,6 @@ def _levels(
     if not chosen or not np.isfinite(chosen).all():
         raise InputError("--thresholds must be one number or more, such as 0.5,2,5")
     return chosen, WET_MM_H if rain else chosen[0]
-
-
-def _with_scale_km(scores: xr.Dataset, spacing: float | None) -> xr.Dataset:
-    if spacing is None:
-        return scores
-    return scores.assign_coords(scale_km=("scale", scores.scale.values * spacing / 1000))
 
 
 # --- a model on all cases of a set of runs ---
@@ -217,7 +225,15 @@ def hindcast(
         )
     rivals, settings = baselines_on(names, spacing_m=grid_spacing(runs[0]), step=forecaster.step)
     levels = _levels(thresholds, rain=transform.rain, low=transform.low, high=transform.high)
-    tally = Tally(["stormcell", *names], levels[0], tuple(dict.fromkeys(scales)), levels[1])
+    spacing = grid_spacing(runs[0])
+    tally = Tally(
+        ["stormcell", *names],
+        levels[0],
+        tuple(dict.fromkeys(scales)),
+        levels[1],
+        rain=transform.rain,
+        spacing_m=spacing,
+    )
     picks = {(2 * k + 1) * len(fresh) // (2 * sample_count) for k in range(sample_count)}
     samples = []
     for number, (r, t) in enumerate(progress(fresh)):
@@ -236,7 +252,7 @@ def hindcast(
         raise InputError("no pixel is valid in both truth and forecast: all frames are missing, or never seen")
     first = runs[fresh[0][0]].time.values[0]
     lead = np.array([advance(first, forecaster.step, k + 1) - first for k in range(steps)])
-    scores = _with_scale_km(tally.scores(lead, units=units), grid_spacing(runs[0]))
+    scores = tally.scores(lead, units=units)
     scores.attrs["rivals"] = settings
     scores.attrs["left_out_cases"] = len(starts) - len(fresh)
     scores.attrs["left_out_frames"] = int(sum(k.sum() for k in known))
@@ -248,4 +264,9 @@ def _sample(
 ) -> tuple[str, dict[str, xr.DataArray]]:
     like = future.assign_coords(lead_time=("time", future.time.values - reference), forecast_reference_time=reference)
     like.attrs = {"units": "mm/h" if is_rain(future.attrs["units"]) else future.attrs["units"]}
-    return f"from {time_text(reference)} UTC", {row: like.copy(data=value) for row, value in rows.items()}
+    shown: dict[str, Array] = {}
+    for name, field in rows.items():
+        shown |= (
+            {name: field} if field.ndim == 3 else {f"{name}, mean": field.mean(axis=0), f"{name}, a member": field[0]}
+        )
+    return f"from {time_text(reference)} UTC", {row: like.copy(data=value) for row, value in shown.items()}
