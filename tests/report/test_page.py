@@ -14,6 +14,7 @@ import pytest
 import xarray as xr
 
 from stormcell.errors import InputError
+from stormcell.forecasting.tally import Tally
 from stormcell.report import Sample, write_report
 
 INTERVAL = "95 % intervals from a bootstrap over 12 blocks of 60 minutes"
@@ -246,6 +247,49 @@ def test_the_summary_says_losses_as_plainly_as_wins(tmp_path: Path, scores: xr.D
     light = scores.drop_vars([name for name in scores if not str(name).startswith("csi")])
     page, _ = write(tmp_path, light.sel(threshold=[0.5]))
     assert sentence in page.words
+
+
+def scores_of_an_ensemble() -> xr.Dataset:
+    """Six hours of a sharp single forecast, and of an ensemble of four, at two lead times."""
+    rng = np.random.default_rng(0)
+    tally = Tally(["stormcell", "steps"], (0.5, 2.0), (3, 7), 0.1, spacing_m=2000.0)
+    for k in range(6):
+        truth = rng.gamma(0.5, 4, (2, 24, 24)).astype(np.float32)
+        many = truth * rng.uniform(0.2, 1.8, (4, 2, 24, 24)).astype(np.float32)
+        tally.add(
+            np.datetime64("2024-01-01", "ns") + k * np.timedelta64(1, "h"), truth, {"stormcell": truth, "steps": many}
+        )
+    leads = (np.array([5, 30]) * np.timedelta64(1, "m")).astype("timedelta64[ns]")
+    return tally.scores(leads, units="mm/h")
+
+
+def test_an_ensemble_has_its_diagrams(tmp_path: Path, full: tuple[Page, str]) -> None:
+    scores = scores_of_an_ensemble()
+    page, text = write(tmp_path, scores)
+    alts = {str(image["alt"]).split(":")[0]: str(image["alt"]) for image in page.images}
+    for caption in (
+        "CRPS", "Relative power", "Spectrum over the observed, +30 min", "Spectrum, +5 min", "Brier skill, 2 mm/h",
+        "Reliability, 0.5 mm/h, +30 min", "ROC area, 2 mm/h", "ROC, 2 mm/h, +5 min", "Ranks, +30 min",
+        "FSS over width, 0.5 mm/h, +5 min",
+    ):  # fmt: skip
+        assert caption in alts
+    at = scores.sel(lead_time=np.timedelta64(30, "m"), threshold=2.0, forecaster="steps")
+    last = f"{100 * float(at.observed_frequency[9]):.0f} % when it said {100 * float(at.forecast_probability[9]):.0f} %"
+    assert last in alts["Reliability, 2 mm/h, +30 min"]
+    assert f"area {float(at.roc_area):.2f} [" in alts["ROC, 2 mm/h, +30 min"]
+    assert f"above all {100 * float(at.rank_share[4]):.0f} %" in alts["Ranks, +30 min"]
+    header, *rows = page.tables["2 mm/h or more"]
+    assert rows[2][header.index("ROC area")] == "–"  # of a single forecast
+    assert rows[3][header.index("ROC area")].startswith(f"{float(at.roc_area):.2f} [")
+    header, *rows = page.tables["All values"]
+    assert [row[header.index("Members")] for row in rows] == ["1", "4", "1", "4"]
+    assert "At +30 min: CRPS 0 [0, 0] for stormcell against" in page.words
+    assert "of the observed power at wavelengths of 4 to 16 km: 1.00 [1.00, 1.00] in stormcell and" in page.words
+    assert len(text.encode()) < 3_000_000
+    without, _ = full
+    for words in ("Reliability", "ROC", "Rank", "Power spectra", "CRPS"):
+        assert words in page.words
+        assert words not in without.words
 
 
 def test_undefined_prints_as_a_dash_and_missing_intervals_are_explained(tmp_path: Path) -> None:

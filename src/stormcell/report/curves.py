@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-__all__ = ["SCORES", "Score", "curve", "lines", "svg"]
+__all__ = ["SCORES", "Score", "curve", "legend", "lines", "quiet_axes", "say_if_empty", "style", "svg"]
 
 # Okabe & Ito (2008), "Color Universal Design", without yellow, which is too pale for a line on white
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -64,6 +65,11 @@ SCORES: dict[str, Score] = {
     "mse": Score("MSE", "mean squared error", 0, (0, None), in_units=True, squared=True),
     "mae": Score("MAE", "mean absolute error", 0, (0, None), in_units=True),
     "correlation": Score("Correlation", "Pearson correlation of the pixels", 1, (None, 1)),
+    "crps": Score("CRPS", "continuous ranked probability score", 0, (0, None), in_units=True),
+    "brier": Score("Brier score", "squared error of the probability of an event", 0, (0, None)),
+    "brier_skill": Score("Brier skill", "Brier score against that of the observed frequency", 1, (-1, 1)),
+    "roc_area": Score("ROC area", "area under the relative operating characteristic", 1, (0.4, 1)),
+    "relative_power": Score("Relative power", "power at short wavelengths over the observed", 1, (0, None)),
     "wet_area": Score(
         "Wet area",
         "share of valid pixels at or above the wet threshold",
@@ -88,9 +94,12 @@ def curve(scores: xr.Dataset, name: str, *, at: Mapping[str, float | int]) -> Fi
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained", facecolor="white")
     ax = figure.subplots()
     forecasters = [str(one) for one in scores["forecaster"].values]
+    scored = [str(one) for one in scores["forecaster"].values if bool(scores[name].sel(forecaster=one).notnull().any())]
     interval = scores[f"{name}_interval"].sel(dict(at)) if f"{name}_interval" in scores else None
     markers = len(hours) <= MOST_MARKERS
     for number, forecaster in reversed(list(enumerate(forecasters))):
+        if scored and forecaster not in scored:  # no such score is made of it
+            continue
         if interval is not None:
             low, high = (_finite(interval.isel(forecaster=number).sel(bound=bound)) for bound in ("low", "high"))
             ax.fill_between(hours, low, high, color=PALETTE[number % len(PALETTE)], alpha=0.15, linewidth=0)
@@ -98,7 +107,7 @@ def curve(scores: xr.Dataset, name: str, *, at: Mapping[str, float | int]) -> Fi
             hours,
             _finite(values.isel(forecaster=number)),
             label=forecaster,
-            **_style(number, markers=markers),
+            **style(number, markers=markers),
         )
     if score.observed and score.observed in scores:
         observed = _finite(scores[score.observed] * (100 if score.percent else 1))
@@ -107,9 +116,9 @@ def curve(scores: xr.Dataset, name: str, *, at: Mapping[str, float | int]) -> Fi
         )
     ax.set_xlim(min(0.0, float(hours.min())), float(hours.max()) * 1.03 or 1.0)
     _dress(ax, score, str(scores.attrs.get("units", "")), axis_label)
-    if not any(np.isfinite(np.asarray(line.get_ydata(), float)).any() for line in ax.lines[: len(forecasters)]):
-        ax.text(0.5, 0.5, "undefined at every lead time", transform=ax.transAxes, ha="center", fontsize=9, color=QUIET)
-    _legend(figure, ax, [*forecasters, *(["observed"] if score.observed and score.observed in scores else [])])
+    say_if_empty(ax, forecasters, "undefined at every lead time")
+    observed_too = ["observed"] if score.observed and score.observed in scores else []
+    legend(figure, ax, [*(scored or forecasters), *observed_too])
     return figure
 
 
@@ -118,17 +127,17 @@ def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: s
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained", facecolor="white")
     ax = figure.subplots()
     for number, (name, (across, up)) in reversed(list(enumerate(series.items()))):
-        ax.plot(across, up, label=name, **_style(number, markers=len(across) <= MOST_MARKERS))
+        ax.plot(across, up, label=name, **style(number, markers=len(across) <= MOST_MARKERS))
     ax.set_xlabel(x, fontsize=8.5, color=QUIET)
     ax.set_ylabel(y, fontsize=9, color=INK, parse_math=False)
     ax.xaxis.set_major_locator(MaxNLocator(6))
     ax.yaxis.set_major_locator(MaxNLocator(5))
-    _quiet_axes(ax)
-    _legend(figure, ax, list(series))
+    quiet_axes(ax)
+    legend(figure, ax, list(series))
     return figure
 
 
-def _style(number: int, *, markers: bool) -> dict[str, Any]:
+def style(number: int, *, markers: bool) -> dict[str, Any]:
     """How curve `number` looks in every chart; the first stands out."""
     return {
         "color": PALETTE[number % len(PALETTE)],
@@ -143,7 +152,8 @@ def _style(number: int, *, markers: bool) -> dict[str, Any]:
 def svg(figure: Figure) -> bytes:
     """`figure` as an SVG file, without a date: the same scores give the same bytes but for the names of its parts."""
     target = io.BytesIO()
-    FigureCanvasSVG(figure).print_svg(target, metadata={"Date": None})
+    with rc_context({"svg.fonttype": "none"}):  # letters as text: half the bytes of letters as curves
+        FigureCanvasSVG(figure).print_svg(target, metadata={"Date": None})
     return target.getvalue()
 
 
@@ -171,11 +181,12 @@ def _dress(ax: Axes, score: Score, units: str, axis_label: str) -> None:
     ax.set_ylim(low - room if low is not None else ax.get_ylim()[0], top if low is None or top > low else 1)
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     ax.yaxis.set_major_locator(MaxNLocator(5))
-    _quiet_axes(ax)
+    quiet_axes(ax)
 
 
-def _quiet_axes(ax: Axes) -> None:
-    ax.ticklabel_format(axis="y", style="plain", useOffset=False)
+def quiet_axes(ax: Axes) -> None:
+    if ax.get_yscale() == "linear":
+        ax.ticklabel_format(axis="y", style="plain", useOffset=False)
     ax.grid(color=RULE, linewidth=0.6)
     ax.set_axisbelow(True)
     ax.tick_params(labelsize=8, colors=QUIET, length=0)
@@ -183,12 +194,19 @@ def _quiet_axes(ax: Axes) -> None:
     ax.spines[["left", "bottom"]].set_color(RULE)
 
 
-def _legend(figure: Figure, ax: Axes, names: Sequence[str]) -> None:
+def say_if_empty(ax: Axes, names: Sequence[str], words: str) -> None:
+    """Say so where none of the curves of these names has a number."""
+    own = [np.asarray(line.get_ydata(), float) for line in ax.lines if line.get_label() in names]
+    if not any(np.isfinite(values).any() for values in own):
+        ax.text(0.5, 0.5, words, transform=ax.transAxes, ha="center", fontsize=9, color=QUIET)
+
+
+def legend(figure: Figure, ax: Axes, names: Sequence[str]) -> None:
     lines = {str(line.get_label()): line for line in ax.lines}
     # inches: some 0.064 a letter at 8 points, 0.45 for the sample of the line
     widths = [0.45 + 0.064 * len(name) for name in names]
     columns = len(names) if sum(widths) <= WIDTH else max(1, min((len(names) + 1) // 2, int(WIDTH / max(widths))))
-    legend = figure.legend(
+    drawn = figure.legend(
         [lines[name] for name in names],
         list(names),
         loc="outside lower center",
@@ -199,5 +217,5 @@ def _legend(figure: Figure, ax: Axes, names: Sequence[str]) -> None:
         handlelength=2.2,
         columnspacing=1.2,
     )
-    for text in legend.get_texts():
+    for text in drawn.get_texts():
         text.set_parse_math(False)

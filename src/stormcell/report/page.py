@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from ..errors import InputError
+from . import diagrams
 from .curves import SCORES, curve, svg
 from .pictures import comparison, lead_label, save
 
@@ -30,8 +32,8 @@ __all__ = ["Sample", "write_report"]
 UNDEFINED = "–"
 SENTENCES = 3
 """In the summary: the main threshold and the two above it."""
-MOST_THRESHOLDS = 6
-"""Thresholds with charts of their own; the tables hold all of them."""
+MOST_THRESHOLDS, MOST_DEEP = 6, 4
+"""Thresholds with charts of their own, over lead time and at single lead times; the tables hold all of them."""
 PAGE_BYTES = 2_400_000
 """What charts and sample pictures may take together, so that the page with its tables stays under 3 MB."""
 DPI, LEAST_DPI = 110, 45
@@ -87,8 +89,8 @@ def write_report(
     for dim in ("forecaster", "lead_time"):
         if not scores.sizes.get(dim):
             raise InputError(f"a report needs scores of at least one {dim}. Received: {dict(scores.sizes)}")
-    groups = list(_groups(scores))
-    drawn = sum(len(chart.source) for group in groups for chart in group.charts)
+    glance, groups = _glance(scores), list(_groups(scores))
+    drawn = sum(len(chart.source) for chart in itertools.chain(glance, *(group.charts for group in groups)))
     page = render(
         "report.html.j2",
         title=title,
@@ -97,6 +99,8 @@ def write_report(
         notes=list(notes),
         interval=str(scores.attrs.get("interval", "")),
         has_intervals=any(bool(scores[name].notnull().any()) for name in scores if str(name).endswith("_interval")),
+        glance=glance,
+        glance_note=_glance_note(scores),
         groups=groups,
         samples=sample_pictures(samples, budget=max(PAGE_BYTES - drawn, PAGE_BYTES // 5)),
         tables=list(_tables(scores)),
@@ -125,16 +129,31 @@ def _summary(scores: xr.Dataset) -> list[str]:
     if main is None:
         return [_sentence(scores, None)]
     heavier = sorted(threshold for threshold in _thresholds(scores) if threshold > main)
-    return [_sentence(scores, threshold) for threshold in (main, *heavier[: SENTENCES - 1])]
+    said = [_sentence(scores, threshold) for threshold in (main, *heavier[: SENTENCES - 1])]
+    if diagrams.ensembles(scores):
+        said.append(_sentence(scores, None, name="crps"))
+    return [*said, *_blur(scores)]
 
 
-def _sentence(scores: xr.Dataset, threshold: float | None) -> str:
-    """The main forecaster's score at the main lead time and `threshold` beside everyone else's."""
+def _blur(scores: xr.Dataset) -> list[str]:
+    """What each forecaster keeps of the small scales."""
+    if "relative_power" not in scores:
+        return []
+    lead, (low, high) = _main_lead(scores), scores.attrs["band_km"]
+    kept = [
+        f"{_cell(scores, 'relative_power', {'lead_time': lead, 'forecaster': name})} in {name}"
+        for name in scores["forecaster"].values
+    ]
+    return [f"At {lead_label(lead)}, of the observed power at wavelengths of {low:g} to {high:g} km: {_listed(kept)}."]
+
+
+def _sentence(scores: xr.Dataset, threshold: float | None, *, name: str = "mae") -> str:
+    """The main forecaster's score at the main lead time beside everyone else's: CSI at `threshold`, or `name`."""
     names = [str(name) for name in scores["forecaster"].values]
     main = "stormcell" if "stormcell" in names else names[0]
     lead = _main_lead(scores)
     at: dict[str, Any] = {"lead_time": lead}
-    where, name = lead_label(lead), "mae"
+    where = lead_label(lead)
     if threshold is not None:
         where, name = f"{where} and {_amount(threshold, scores)}", "csi"
         at["threshold"] = threshold
@@ -245,11 +264,11 @@ def _text(name: str, value: float, scores: xr.Dataset) -> str:
         return UNDEFINED
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
-    if name in ("hits", "misses", "false_alarms", "correct_negatives", "cases"):
+    if name in ("hits", "misses", "false_alarms", "correct_negatives", "cases", "members"):
         return f"{round(value):,}".replace(",", "\u202f")
     if name in ("wet_area", "observed_wet_area", "valid_share"):
         return f"{100 * value:.1f} %"
-    if name in ("mse", "mae", "mean_value", "observed_mean"):
+    if name in ("mse", "mae", "crps", "brier", "mean_value", "observed_mean"):
         return _figures(value)
     return f"{value + 0.0:.2f}".replace("-0.00", "0.00").replace("-", "−")
 
@@ -287,19 +306,36 @@ def _values(variable: xr.DataArray, at: Mapping[str, Any]) -> np.ndarray:
 # --- charts ---
 
 
+def _glance(scores: xr.Dataset) -> list[Chart]:
+    """What to look at first: hits by threshold, probabilities, and blur."""
+    charts = [_chart(scores, "csi", {"threshold": one}) for one in _shown(scores, MOST_THRESHOLDS)]
+    charts += [_chart(scores, name, {}) for name in ("crps", "relative_power") if name in scores]
+    if "power" in scores:
+        charts.append(_spectra(scores, _main_lead(scores), relative=True))
+    return charts
+
+
+def _glance_note(scores: xr.Dataset) -> str:
+    notes = []
+    if thresholds := _thresholds(scores):
+        notes.append("CSI: hits over hits, misses and false alarms. 1 is perfect (dotted), 0 is no hit.")
+        if left_out := len(thresholds) - len(_shown(scores, MOST_THRESHOLDS)):
+            notes.append(f"{left_out} further thresholds are in the tables.")
+    if "crps" in scores:
+        notes.append("CRPS: the error of a probability forecast; of a single forecast it is its mean absolute error.")
+    if "relative_power" in scores:
+        low, high = scores.attrs["band_km"]
+        notes.append(
+            f"Relative power: variance at {low:g} to {high:g} km over the observed; what is blurred has too little."
+        )
+    return " ".join(notes)
+
+
 def _groups(scores: xr.Dataset) -> Iterator[_Group]:
-    thresholds = _thresholds(scores)
-    shown = sorted({round(one) for one in np.linspace(0, len(thresholds) - 1, min(len(thresholds), MOST_THRESHOLDS))})
-    left_out = len(thresholds) - len(shown)
-    shown_thresholds = [thresholds[number] for number in shown]
-    if shown_thresholds:
-        note = "Critical success index: hits over hits, misses and false alarms. 1 is perfect (dotted), 0 is no hit."
-        if left_out:
-            note += f" {left_out} further thresholds are in the tables."
-        yield _Group("CSI by threshold", note, [_chart(scores, "csi", {"threshold": one}) for one in shown_thresholds])
+    shown = _shown(scores, MOST_THRESHOLDS)
     note = "POD: share of the observed events that was forecast. FAR: share of the forecast events that did not come."
     note += " Frequency bias: events forecast over events observed. Dotted: a perfect forecast."
-    for threshold in shown_thresholds:
+    for threshold in shown:
         charts = [
             _chart(scores, name, {"threshold": threshold})
             for name in ("pod", "far", "frequency_bias")
@@ -307,15 +343,19 @@ def _groups(scores: xr.Dataset) -> Iterator[_Group]:
         ]
         if charts:
             heading = f"Hits and false alarms at {_amount(threshold, scores)} or more"
-            yield _Group(heading, note if threshold == shown_thresholds[0] else "", charts)
+            yield _Group(heading, note if threshold == shown[0] else "", charts)
     main = _main_threshold(scores)
     if "fss" in scores and main is not None:
         charts = [_chart(scores, "fss", {"threshold": main, "scale": int(scale)}) for scale in scores["scale"].values]
-        note = (
-            f"FSS compares the share of pixels at or above {_amount(main, scores)} in windows: wide ones forgive near"
-        )
-        note += " misses." + (" Other thresholds are in the tables." if len(thresholds) > 1 else "")
+        if scores.sizes["scale"] > 1:
+            charts += [_fss_by_scale(scores, lead, one) for lead in _leads(scores) for one in _shown(scores, MOST_DEEP)]
+        note = "FSS compares the share of pixels at or above a threshold in windows: wide ones forgive near misses."
         yield _Group("Fractions skill score by scale", note, charts)
+    yield from _probability_groups(scores)
+    if "power" in scores:
+        note = "Power by wavelength: a blurred forecast falls below the observed at short wavelengths, to the right. Rain is"
+        note += " taken in dBR, missing pixels as dry, and of an ensemble one member."
+        yield _Group("Power spectra", note, [_spectra(scores, lead) for lead in _leads(scores)])
     if charts := [_chart(scores, name, {}) for name in ("mse", "mae", "correlation") if name in scores]:
         note = "Mean squared error, mean absolute error and Pearson's correlation over all valid pixels."
         yield _Group("Errors and correlation", note, charts)
@@ -324,6 +364,98 @@ def _groups(scores: xr.Dataset) -> Iterator[_Group]:
             "Wet area: share of the valid pixels that are wet. Forecasts that fade or spread leave the observed line."
         )
         yield _Group("Wet area and mean value", note, charts)
+
+
+def _probability_groups(scores: xr.Dataset) -> Iterator[_Group]:
+    """What only ensembles have, and the Brier skill that shows what it is worth."""
+    names = diagrams.ensembles(scores)
+    if not names:
+        return
+    deep, leads = _shown(scores, MOST_DEEP), _leads(scores)
+    note = "Against always giving the observed frequency: 1 is perfect, 0 no better; what is below −1 is in the"
+    note += " tables. A single forecast says 0 or 1."
+    yield _Group("Brier skill score", note, [_chart(scores, "brier_skill", {"threshold": one}) for one in deep])
+    note = "How often the event came when it was given a probability. Dotted: reliable. Shaded: where a reliable ensemble would"
+    note += (
+        " lie with 95 %, by hours; only where five hours or more have such forecasts. Below: how often each was given."
+    )
+    charts = []
+    for lead, threshold in itertools.product(leads, deep):
+        caption = f"Reliability, {_amount(threshold, scores)}, {lead_label(lead)}"
+        figure = diagrams.reliability(scores, lead, threshold)
+        alt = "observed frequency over forecast probability"
+        for name in names:
+            one = scores.sel(lead_time=lead, threshold=threshold, forecaster=name)
+            points = zip(one["forecast_probability"].values, one["observed_frequency"].values)
+            said = [f"{100 * y:.0f} % when it said {100 * x:.0f} %" for x, y in points if math.isfinite(x)]
+            alt += f". {name}: {_listed(said) or 'undefined'}"
+        charts.append(_drawn(caption, alt, figure))
+    yield _Group("Reliability", note, charts)
+    note = (
+        "POD over false alarms if ever fewer members are enough. Above the dotted line there is skill. Single forecasts"
+    )
+    note += " are points."
+    charts = [_chart(scores, "roc_area", {"threshold": one}) for one in deep]
+    for lead, threshold in itertools.product(leads, deep):
+        caption = f"ROC, {_amount(threshold, scores)}, {lead_label(lead)}"
+        at = {"lead_time": lead, "threshold": threshold}
+        areas = [f"{name}: area {_cell(scores, 'roc_area', {**at, 'forecaster': name})}" for name in names]
+        alt = f"relative operating characteristic. {'; '.join(areas)}"
+        charts.append(_drawn(caption, alt, diagrams.roc(scores, lead, threshold)))
+    yield _Group("ROC curves", note, charts)
+    note = "Where the truth lies among the members: level if they scatter as it does, a trough if too little."
+    if scores.attrs.get("spectrum") == "dBR":
+        note += " Pixels that are dry everywhere are left out, ties are broken at random."
+    charts = []
+    for lead in leads:
+        ends = []
+        for name in names:
+            shares = scores["rank_share"].sel(lead_time=lead, forecaster=name).dropna("rank").values
+            low, high = (f"{100 * share:.0f} %" for share in shares[[0, -1]]) if shares.size else (UNDEFINED, UNDEFINED)
+            ends.append(f"{name}: below all members {low}, above all {high}")
+        caption = f"Ranks, {lead_label(lead)}"
+        charts.append(_drawn(caption, f"rank histogram. {'; '.join(ends)}", diagrams.ranks(scores, lead)))
+    yield _Group("Rank histograms", note, charts)
+
+
+def _shown(scores: xr.Dataset, most: int) -> list[float]:
+    """At most that many of the thresholds, from the first to the last."""
+    thresholds = _thresholds(scores)
+    return [
+        thresholds[k]
+        for k in sorted({round(k) for k in np.linspace(0, len(thresholds) - 1, min(len(thresholds), most))})
+    ]
+
+
+def _leads(scores: xr.Dataset) -> list[np.timedelta64]:
+    """Lead times with charts of their own: the main and the last one, or the middle and the last."""
+    leads: list[np.timedelta64] = sorted(scores["lead_time"].values)
+    main = _main_lead(scores)
+    return sorted({leads[(len(leads) - 1) // 2] if main == leads[-1] else main, leads[-1]})
+
+
+def _spectra(scores: xr.Dataset, lead: np.timedelta64, *, relative: bool = False) -> Chart:
+    caption = f"{'Spectrum over the observed' if relative else 'Spectrum'}, {lead_label(lead)}"
+    kept = []
+    if "relative_power" in scores:
+        for name in scores["forecaster"].values:
+            kept.append(
+                f"{name}: {_cell(scores, 'relative_power', {'lead_time': lead, 'forecaster': name})} of the observed"
+            )
+    alt = "spectra of forecasts and observed" + (f". In the shaded band {'; '.join(kept)}" if kept else "")
+    return _drawn(caption, alt, diagrams.spectra(scores, lead, relative=relative))
+
+
+def _fss_by_scale(scores: xr.Dataset, lead: np.timedelta64, threshold: float) -> Chart:
+    widest = {"lead_time": lead, "threshold": threshold, "scale": scores["scale"].values[-1]}
+    said = [f"{name}: {_cell(scores, 'fss', {**widest, 'forecaster': name})}" for name in scores["forecaster"].values]
+    caption = f"FSS over width, {_amount(threshold, scores)}, {lead_label(lead)}"
+    alt = f"fractions skill score over the width of its windows. In the widest {'; '.join(said)}"
+    return _drawn(caption, alt, diagrams.fss_by_scale(scores, lead, threshold))
+
+
+def _drawn(caption: str, alt: str, figure: Figure) -> Chart:
+    return Chart(caption, f"{caption}: {alt}.", data_url("image/svg+xml", svg(figure)))
 
 
 def _chart(scores: xr.Dataset, name: str, at: dict[str, Any]) -> Chart:
@@ -337,8 +469,7 @@ def _chart(scores: xr.Dataset, name: str, at: dict[str, Any]) -> Chart:
         here = {**at, "forecaster": forecaster}
         start, end = (_cell(scores, name, {**here, "lead_time": lead}) for lead in (first, last))
         lines.append(f"{forecaster}: {start} at {lead_label(first)}, {end} at {lead_label(last)}")
-    source = data_url("image/svg+xml", svg(curve(scores, name, at=at)))
-    return Chart(caption, f"{caption}: {score.long}, over lead time. {'; '.join(lines)}.", source)
+    return _drawn(caption, f"{score.long}, over lead time. {'; '.join(lines)}", curve(scores, name, at=at))
 
 
 def _scale(scores: xr.Dataset, scale: int) -> str:
@@ -391,7 +522,8 @@ def data_url(kind: str, content: bytes) -> str:
 def _tables(scores: xr.Dataset) -> Iterator[_Table]:
     """One table a threshold with its counts and FSS, then one of what needs no threshold."""
     for threshold in _thresholds(scores):
-        names = [name for name in ("csi", "pod", "far", "frequency_bias") if name in scores]
+        events = ("csi", "pod", "far", "frequency_bias", "brier", "brier_skill", "roc_area")
+        names = [name for name in events if name in scores]
         counts = [name for name in ("hits", "misses", "false_alarms", "correct_negatives", "cases") if name in scores]
         scales = [int(scale) for scale in scores["scale"].values] if "fss" in scores else []
         columns: list[tuple[str, str, dict[str, Any]]] = [(SCORES[name].short, name, {}) for name in names]
@@ -399,13 +531,13 @@ def _tables(scores: xr.Dataset) -> Iterator[_Table]:
         columns += [(name.replace("_", " ").capitalize(), name, {}) for name in counts]
         yield _table(scores, f"{_amount(threshold, scores)} or more", columns, {"threshold": threshold})
     units = str(scores.attrs.get("units", ""))
-    plain = {name: SCORES[name].label(units) for name in ("mse", "mae", "correlation")}
+    plain = {name: SCORES[name].label(units) for name in ("mse", "mae", "correlation", "crps", "relative_power")}
     plain |= {"wet_area": "Wet area", "observed_wet_area": "Wet area observed"}
     plain |= {
         "mean_value": SCORES["mean_value"].label(units),
         "observed_mean": f"Mean observed, {units}".removesuffix(", "),
     }
-    plain |= {"valid_share": "Valid pixels", "cases": "Cases"}
+    plain |= {"valid_share": "Valid pixels", "members": "Members", "cases": "Cases"}
     yield _table(scores, "All values", [(words, name, {}) for name, words in plain.items() if name in scores], {})
 
 

@@ -38,13 +38,15 @@ def lead_choice(scores: xr.Dataset, most: int = _MOST_LEADS) -> list[int]:
 
 
 def score_tables(scores: xr.Dataset) -> list[Table]:
-    """Two tables: CSI at each threshold with its interval; then the other scores."""
+    """Three tables: CSI at each threshold with its interval; the other scores; what is said of probabilities and of blur."""
     units = scores.attrs["units"]
     csi = Table(title=f"CSI (threshold in {units})", box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
     low, scale = scores.threshold.values[0], scores.scale.values[scores.sizes["scale"] // 2]
     title = f"Other scores (POD, FAR, bias and FSS at ≥ {low:g} {units}, FSS in windows of {scale} pixels)"
     rest = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
-    for table in (csi, rest):
+    title = f"CRPS in {units}; Brier skill and ROC area at ≥ {low:g} {units}"
+    chances = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
+    for table in (csi, rest, chances):
         table.add_column("lead")
         table.add_column("forecaster")
     for level in scores.threshold.values:
@@ -52,6 +54,11 @@ def score_tables(scores: xr.Dataset) -> list[Table]:
     names = ("MSE", "MAE", "corr.", "POD", "FAR", "bias", "FSS", "wet (obs.)", "mean (obs.)", "valid", "cases")
     for name in names:
         rest.add_column(name, justify="right")
+    columns = {"crps": "CRPS", "brier_skill": "Brier skill", "roc_area": "ROC area"}
+    columns |= {"relative_power": "power at {:g}–{:g} km, of observed".format(*scores.attrs["band_km"])}
+    columns = {name: words for name, words in columns.items() if name in scores}
+    for words in columns.values():
+        chances.add_column(words, justify="right")
     for k in lead_choice(scores):
         lead = scores.isel(lead_time=k)
         label = lead_label(lead.lead_time.values)
@@ -77,7 +84,13 @@ def score_tables(scores: xr.Dataset) -> list[Table]:
                 str(int(at.cases)),
                 end_section=last,
             )
-    return [csi, rest]
+            chances.add_row(
+                label if j == 0 else "",
+                str(name),
+                *(with_interval(event, one) for one in columns),
+                end_section=last,
+            )
+    return [csi, rest, chances]
 
 
 def print_scores(scores: xr.Dataset) -> None:

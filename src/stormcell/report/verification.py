@@ -34,6 +34,7 @@ def report_verification(
     notes = [
         "Pixels are compared where the truth and every compared forecast are valid, for all of them alike.",
         "CSI, POD, FAR and frequency bias come from counts pooled over all cases.",
+        "Of an ensemble the mean is scored like a single forecast; CRPS, Brier score and ROC are of all its members.",
         "The cases shown are spread evenly over all cases; they were not picked.",
     ]
     write_report(
