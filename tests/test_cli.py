@@ -153,6 +153,23 @@ def test_verify_writes_a_table_a_json_and_a_report(
     assert f"{row['thresholds'][0]['csi']:.3f}" in out
 
 
+def test_verify_against_all_rivals(work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    pytest.importorskip("pysteps", reason="rivals need pysteps")
+    names = ["persistence", "optical-flow", "s-prog", "steps"]
+    out, _ = run(
+        capsys, "verify", work / "new.nc", "-m", work / "m.safetensors", "-o", tmp_path / "s.json",
+        "--report", tmp_path / "r.html", "--thresholds", "0.5,2", "--scales", "5", "--against", ",".join(names),
+    )  # fmt: skip
+    document = json.loads((tmp_path / "s.json").read_text())
+    rows = {row["forecaster"]: row for row in document["scores"] if row["lead_minutes"] == 10}
+    assert list(rows) == ["stormcell", *names]
+    assert [rows[name]["members"] for name in names] == [1, 1, 1, 20]
+    assert rows["s-prog"]["crps"] == rows["s-prog"]["mae"]
+    assert document["rivals"]["steps"]["n_cascade_levels"] == 6
+    assert f"{rows['steps']['crps']:.3f} [" in out
+    assert "Reliability" in (tmp_path / "r.html").read_text()
+
+
 def test_pictures_with_gain_offset_and_missing_go_the_whole_way(
     rain: xr.DataArray, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -179,7 +179,7 @@ def forecast(
 @app.command(
     epilog="**Examples**\n\n"
     "`stormcell verify 2017/ -m rain.safetensors -o scores.json --report report.html`\n\n"
-    "`stormcell verify 2017/ -m rain.safetensors -o scores.json --against persistence --thresholds 0.5,2,5`"
+    "`stormcell verify 2017/ -m rain.safetensors -o scores.json --against persistence,s-prog,steps --thresholds 0.5,2,5`"
 )
 @reads_frames
 def verify(
