@@ -190,6 +190,18 @@ def test_pixels_count_where_all_are_valid(rain: xr.DataArray) -> None:
     assert sums["hits_0.5"].sum() > 0
 
 
+def test_an_ensemble_is_compared_by_its_mean(rain: xr.DataArray) -> None:
+    pytest.importorskip("pysteps", reason="STEPS needs pysteps")
+    lengths = {"past": 3, "future": 2, "crop": 32, "cases": 4, "seed": 0}
+    (task,) = folds_of(split_at_gaps(rain), **lengths, against=["optical-flow", "steps"])
+    sums = task.baselines()
+    assert sums["steps"]["n"].shape == (4, 2)
+    np.testing.assert_array_equal(sums["steps"]["n"], sums["optical-flow"]["n"])
+    assert 0 < sums["steps"]["se"].sum() < sums["steps"]["oo"].sum()
+    (again,) = folds_of(split_at_gaps(rain), **lengths, against=["optical-flow", "steps"])
+    np.testing.assert_array_equal(again.baselines()["steps"]["se"], sums["steps"]["se"])
+
+
 # --- one run ---
 
 

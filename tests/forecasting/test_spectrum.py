@@ -43,7 +43,7 @@ def test_rain_is_taken_in_dbr_and_missing_is_dry() -> None:
     field = np.array([[0.0, 0.09, 0.1, 1.0, 100.0, 5.0]], dtype=np.float32)
     valid = np.array([[True, True, True, True, True, False]])
     taken = for_spectrum(field, valid, rain=True, middle=1.0)
-    np.testing.assert_allclose(taken, [[-15, -15, -10, 0, 20, -15]], atol=1e-6)
+    np.testing.assert_allclose(taken, [[0, 0, 5, 15, 35, 0]], atol=1e-6)
     np.testing.assert_allclose(for_spectrum(field, valid, rain=False, middle=1.0)[0, 3:], [0, 99, 0])
 
 

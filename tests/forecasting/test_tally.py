@@ -247,6 +247,8 @@ def test_no_events_make_a_score_undefined_not_zero() -> None:
     for name in ("csi", "pod", "far", "frequency_bias", "correlation", "fss"):
         assert np.isnan(scores[name]).all()
     assert (scores.mse == 0).all()
+    assert (scores.power == 0).all()
+    assert np.isnan(scores.brier_skill).all()
     json.loads(scores_to_json(scores.assign_attrs(left_out_cases=0)))
 
 

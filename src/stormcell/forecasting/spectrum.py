@@ -21,12 +21,12 @@ BAND_KM = (4.0, 16.0)
 
 
 def for_spectrum(field: Array, valid: npt.NDArray[np.bool_], *, rain: bool, middle: float) -> npt.NDArray[np.float64]:
-    """Values (Y, X) as their spectrum is taken: dBR of rain in mm/h, else what differs from `middle`; 0 where not valid."""
+    """Values (Y, X) as their spectrum is taken: dBR of rain in mm/h above dry, else what differs from `middle`; 0 elsewhere."""
     value = np.where(valid, field, 0).astype(np.float64)
     if not rain:
         return np.where(valid, value - middle, 0)
     wet = value >= np.float32(THRESHOLD_MM_H)
-    return np.where(wet, 10 * np.log10(np.where(wet, value, 1)), ZERO_DBR)
+    return np.where(wet, 10 * np.log10(np.where(wet, value, 1)) - ZERO_DBR, 0)
 
 
 def power_in(field: npt.NDArray[np.float64], edges: tuple[float, ...]) -> npt.NDArray[np.float64]:
