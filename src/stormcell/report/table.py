@@ -45,6 +45,8 @@ def score_tables(scores: xr.Dataset) -> list[Table]:
     title = f"Other scores (POD, FAR, bias and FSS at ≥ {low:g} {units}, FSS in windows of {scale} pixels)"
     rest = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
     title = f"CRPS in {units}; Brier skill and ROC area at ≥ {low:g} {units}"
+    if "relative_power" in scores:
+        title += "; power at {:g} to {:g} km over the observed".format(*scores.attrs["band_km"])
     chances = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
     for table in (csi, rest, chances):
         table.add_column("lead")
@@ -54,8 +56,7 @@ def score_tables(scores: xr.Dataset) -> list[Table]:
     names = ("MSE", "MAE", "corr.", "POD", "FAR", "bias", "FSS", "wet (obs.)", "mean (obs.)", "valid", "cases")
     for name in names:
         rest.add_column(name, justify="right")
-    columns = {"crps": "CRPS", "brier_skill": "Brier skill", "roc_area": "ROC area"}
-    columns |= {"relative_power": "power at {:g}–{:g} km, of observed".format(*scores.attrs["band_km"])}
+    columns = {"crps": "CRPS", "brier_skill": "Brier skill", "roc_area": "ROC area", "relative_power": "power"}
     columns = {name: words for name, words in columns.items() if name in scores}
     for words in columns.values():
         chances.add_column(words, justify="right")
