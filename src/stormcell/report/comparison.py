@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,12 +135,12 @@ def made_by(result: Mapping[str, Any]) -> str:
 def print_comparison(result: Mapping[str, Any]) -> None:
     """Print what the nets are, how they did, and the verdict, to standard output."""
     console = Console(width=_WIDTH, highlight=False)
-    for columns, rows in (structure_table(result), score_table(result, intervals=False)):
+    for columns, rows in (structure_table(result), *_narrow(*score_table(result, intervals=False))):
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        table.add_column("model", overflow="fold")
+        table.add_column("model", no_wrap=True)
         for column in columns:
             text = column in ("net", "state sees", "frames")
-            table.add_column(column, justify="left" if text else "right", overflow="fold", no_wrap=not text)
+            table.add_column(column, justify="left" if text else "right", overflow="fold", no_wrap=column != "net")
         for row in rows:
             table.add_row(*row)
         console.print(table)
@@ -152,6 +152,20 @@ def print_comparison(result: Mapping[str, Any]) -> None:
     console.print()
     console.print(f"Verdict: {result['verdict']}" if result["verdict"] else "Nothing to decide between.")
     console.print(f"The same numbers again: {result['repeat']}", soft_wrap=True)
+
+
+def _narrow(columns: list[str], rows: list[list[str]]) -> Iterator[tuple[list[str], list[list[str]]]]:
+    """A table with a name in front of each row as tables that fit the terminal."""
+    name = max(len(row[0]) for row in rows)
+    first, width = 0, 0
+    for k in range(len(columns) + 1):
+        wide = (
+            max(len(text) for text in [columns[k], *(row[1 + k] for row in rows)]) + 2 if k < len(columns) else _WIDTH
+        )
+        if k > first and name + width + wide > _WIDTH - 4:
+            yield columns[first:k], [[row[0], *row[1 + first : 1 + k]] for row in rows]
+            first, width = k, 0
+        width += wide
 
 
 # --- the page ---
