@@ -409,6 +409,30 @@ def test_compare_on_moving_mnist(
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
+def test_a_lagrangian_model_and_its_ensemble(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("cv2")
+    model, ensemble = tmp_path / "moving.safetensors", tmp_path / "now.nc"
+    arguments = ["--model", "lagrangian", *TRAIN, "--epochs", "1"]
+    out, _ = run(capsys, "train", work / "train.nc", "-o", model, *arguments)
+    assert "(first guess 0." in out
+    out, _ = run(capsys, "train", work / "train.nc", "-o", model, *arguments, "--dry-run")
+    assert "minutes an epoch" in out
+    run(capsys, "forecast", work / "new.nc", "-m", model, "--members", "5", "-o", ensemble, "-o", tmp_path / "now.png")
+    with xr.open_dataset(ensemble) as stored:
+        assert stored["rain_rate"].dims == ("member", "time", "y", "x")
+        share = (stored["rain_rate"] >= 2).mean("member")
+        np.testing.assert_allclose(stored["probability_of_exceedance"].sel(threshold=2), share, atol=1e-6)
+    scores = tmp_path / "s.json"
+    run(
+        capsys, "verify", work / "new.nc", "-m", model, "-o", scores, "--members", "4", "--every", "15", "--scales", "5"
+    )
+    result = json.loads(scores.read_text())
+    assert {row["forecaster"] for row in result["scores"]} >= {"stormcell", "ensemble", "persistence", "optical-flow"}
+    refused(capsys, "train one with --model lagrangian", "forecast", work / "new.nc", "-m", work / "m.safetensors",
+            "--members", "3", "-o", ensemble)  # fmt: skip
+    refused(capsys, "--model knows plain, lagrangian", "train", work / "train.nc", "-o", model, "--model", "best")
+
+
 def test_the_command_line_beats_a_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Minutes in the file do not stand in the way of the updates that the repeating command names, and the other way round."""
     config, output = tmp_path / "c.yaml", ["-o", tmp_path / "c.json"]

@@ -106,7 +106,7 @@ def test_the_model_file_says_what_made_it(model_path: Path, rain: xr.DataArray) 
     assert {entry["role"] for entry in card["frames"]} == {"training", "validation"}
     assert sum(entry["count"] for entry in card["frames"]) == 25 * 12
     assert 0 < card["validation"]["loss"] < 1
-    assert card["validation"]["persistence_loss"] > 0
+    assert card["validation"]["reference_loss"] > 0
 
 
 def test_a_saved_model_forecasts_the_same(model: Forecaster, storm: xr.DataArray, tmp_path: Path) -> None:

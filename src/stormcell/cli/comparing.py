@@ -213,7 +213,8 @@ def _folds(
 ) -> list[Task]:
     from ..comparing.tasks import folds_of
     from ..data.axes import parse_time
-    from ..forecasting.baselines import check_baselines, has_pysteps
+    from ..forecasting.baselines import check_baselines
+    from ..forecasting.motion import has_pysteps
 
     runs = runs_of_data(data, reading, coarsen)
     if against is None:

@@ -43,6 +43,9 @@ def train(
     output: Annotated[Path, typer.Option("-o", "--output", help="Model file to write, .safetensors.")],
     reading: Reading,
     coarsen: int,
+    model: Annotated[
+        str, typer.Option(help="plain: any quantity. lagrangian: rain that moves, with probabilities and ensembles.")
+    ] = "plain",
     past: Annotated[int, typer.Option(help="Frames that the model reads.", min=1)] = 4,
     future: Annotated[int, typer.Option(help="Frames that it learns to forecast.", min=1)] = 6,
     minutes: Annotated[float | None, typer.Option(help="Stop after so many minutes.")] = None,
@@ -55,6 +58,9 @@ def train(
     ] = None,
     test_from: Annotated[
         str | None, typer.Option(metavar="TIME", help="Keep all from this time out of training.")
+    ] = None,
+    base: Annotated[
+        Path | None, typer.Option("--from", metavar="MODEL", help="Go on with the weights of this model: fine-tune it.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after Ctrl-C or a kill.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and stop.")] = False,
@@ -85,6 +91,7 @@ def train(
     check_range("--learning-rate", learning_rate, most=1.0)
     aside_from = None if test_from is None else parse_time(test_from, "--test-from")
     recipe = Recipe(
+        model=model,
         past=past,
         future=future,
         minutes=minutes,
@@ -95,6 +102,7 @@ def train(
         kernel_size=kernel_size,
         patch=patch,
         learning_rate=learning_rate,
+        base=None if base is None else str(base),
         seed=seed,
         device=device_named(device),
     )
@@ -122,7 +130,8 @@ def train(
         raise
     validation = forecaster.card["validation"]
     typer.echo(
-        f"wrote {output}: validation loss {validation['loss']:.4f} (persistence {validation['persistence_loss']:.4f}) "
+        f"wrote {output}: validation loss {validation['loss']:.4f} "
+        f"({validation['reference']} {validation['reference_loss']:.4f}) "
         f"after {forecaster.card['updates']} updates"
     )
 
@@ -140,6 +149,10 @@ def forecast(
     reading: Reading,
     coarsen: int,
     steps: Steps = None,
+    members: Annotated[
+        int | None, typer.Option(help="Make an ensemble of so many; pictures show the first.", min=1, max=1000)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the ensemble.", min=0, max=LARGEST_SEED)] = 0,
     any_grid: AnyGrid = False,
     device: Device = "auto",
 ) -> None:
@@ -160,8 +173,9 @@ def forecast(
             raise InputError(f"{path} is read for this forecast: give another name to -o")
     forecaster = load(model, device=device_named(device))
     frames = coarsened(open_frames(data, **vars(reading)), coarsen)
-    fcst = forecaster.forecast(frames, steps, any_grid=any_grid)
+    fcst = forecaster.forecast(frames, steps, members=members, seed=seed, any_grid=any_grid)
     past = in_memory(frames.isel(time=slice(-forecaster.past, None)))
+    shown = fcst.isel(member=0, drop=True) if "member" in fcst.dims else fcst
     for path in output:
         if path.suffix.lower() not in pictures:
             save_frames(fcst, path)
@@ -170,9 +184,9 @@ def forecast(
 
             with whole_file(path) as temporary:
                 if path.suffix.lower() == ".png":
-                    save(panels(fcst, past=past), temporary)
+                    save(panels(shown, past=past), temporary)
                 else:
-                    animate(fcst, temporary, past=past)
+                    animate(shown, temporary, past=past)
         typer.echo(f"wrote {path}: {span(fcst)}, from {minute(fcst.forecast_reference_time.values)}")
 
 
@@ -198,6 +212,10 @@ def verify(
     ] = None,
     scales: Annotated[str, typer.Option(help="Widths of FSS windows, pixels.")] = "5,11,21",
     steps: Steps = None,
+    members: Annotated[
+        int | None, typer.Option(help="Score the model's ensemble of so many too.", min=2, max=1000)
+    ] = None,
+    every: Annotated[float, typer.Option(help="Minutes between cases; 0: from every frame.", min=0)] = 0.0,
     any_grid: AnyGrid = False,
     device: Device = "auto",
 ) -> None:
@@ -205,8 +223,8 @@ def verify(
 
     Frames that the model was trained or chosen on are left out.
     """
-    from ..forecasting.baselines import has_pysteps
     from ..forecasting.forecast import load
+    from ..forecasting.motion import has_pysteps
     from ..forecasting.tally import scores_to_json
     from ..forecasting.verify import hindcast
     from ..report import print_scores, report_verification
@@ -226,6 +244,8 @@ def verify(
         runs_of_data(data, reading, coarsen),
         against=names,
         steps=steps,
+        members=members,
+        every_minutes=every,
         thresholds=None if thresholds is None else numbers_in(thresholds, "--thresholds", "0.5,2,5"),
         scales=widths,
         any_grid=any_grid,

@@ -163,7 +163,9 @@ def configured(context: typer.Context, path: Path | None) -> Path | None:
     known = {parameter.name: parameter for parameter in context.command.params}
     if not isinstance(options, dict):
         raise InputError(f"{path}: expected lines such as 'past: 4'")
+    written = {option.lstrip("-").replace("-", "_"): name for name, p in known.items() for option in p.opts if name}
     options = {str(key).replace("-", "_"): value for key, value in options.items()}
+    options = {written.get(key, key): value for key, value in options.items()}
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise InputError(f"{path}: unknown option {unknown[0]!r}")

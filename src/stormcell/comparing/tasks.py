@@ -23,8 +23,9 @@ from ..data.moving_mnist import MovingMnistSets
 from ..data.windows import Sample, Split, Windows, common_step, events_of, split_or_advise
 from ..errors import InputError
 from ..forecasting.baselines import baselines_on
+from ..forecasting.losses import mean_error, weighted_error
 from ..forecasting.tally import assign_blocks
-from ..forecasting.train import digest_of, fitted_transform, mean_error, weighted_error
+from ..forecasting.train import digest_of, fitted_transform
 from ..forecasting.verify import THRESHOLDS_MM_H
 from .scores import IMAGE_SCORES, Score, Sums, frame_scores, image_sums, joined
 

@@ -10,6 +10,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -281,22 +282,31 @@ class Windows(Dataset[Sample]):
         seed: int = 0,
         fixed: int | None = None,
     ) -> None:
-        self.runs = [run for run in runs if run.sizes["time"] >= past + future]
         self.transform, self.past, self.future = transform, past, future
+        self.runs = [run for run in runs if len(self.starts(run))]
         self.seed, self.epoch = seed, 0
         smallest = min(min(run.sizes["y"], run.sizes["x"]) for run in self.runs)
         self.crop = min(crop, smallest)
-        self.windows = [(r, t) for r, run in enumerate(self.runs) for t in range(run.sizes["time"] - past - future + 1)]
-        pixels = sum(run.sizes["y"] * run.sizes["x"] * (run.sizes["time"] - past - future + 1) for run in self.runs)
+        self.windows = [(r, t) for r, run in enumerate(self.runs) for t in self.starts(run)]
+        pixels = sum(run.sizes["y"] * run.sizes["x"] * len(self.starts(run)) for run in self.runs)
         self.crops_a_window = max(1, round(pixels / len(self.windows) / self.crop**2))
         self.fixed = None if fixed is None else min(fixed, len(self.windows) * self.crops_a_window)
         self.in_memory = fits_memory(self.runs)
         self._encoded = [self._encode(run) for run in self.runs] if self.in_memory else []
 
+    def starts(self, run: xr.DataArray) -> range:
+        """First frames of the windows of a run."""
+        return range(run.sizes["time"] - self.past - self.future + 1)
+
     def _encode(self, run: xr.DataArray) -> npt.NDArray[np.float32]:
         return self.transform.encode(values(run), run.attrs["units"], zr_pair(run))
 
-    def _read(self, run: int, time: slice) -> npt.NDArray[np.float32]:
+    def frames(self, run: int, start: int) -> npt.NDArray[np.floating[Any]]:
+        """Encoded past and future of the window that begins there (past + future, Y, X), NaN where missing."""
+        return self.read(run, slice(start, start + self.past + self.future))
+
+    def read(self, run: int, time: slice) -> npt.NDArray[np.float32]:
+        """Encoded frames of a run."""
         return self._encoded[run][time] if self.in_memory else self._encode(self.runs[run].isel(time=time))
 
     def __len__(self) -> int:
@@ -312,11 +322,9 @@ class Windows(Dataset[Sample]):
             raise IndexError(index)
         epoch = 0 if self.fixed else self.epoch
         rng = np.random.default_rng([self.seed, epoch, index])
-        run, start = self.window(index)
-        stop = start + self.past + self.future
-        frames = self._read(run, slice(start, stop))
+        frames = self.frames(*self.window(index))
         y, x = self._draw_crop(frames, rng)
-        frames = frames[:, y : y + self.crop, x : x + self.crop]
+        frames = frames[:, y : y + self.crop, x : x + self.crop].astype(np.float32, copy=False)
         if self.transform.rain and not self.fixed:
             frames = np.rot90(frames, int(rng.integers(4)), axes=(1, 2))
             frames = frames[:, :, ::-1] if rng.integers(2) else frames
@@ -324,7 +332,7 @@ class Windows(Dataset[Sample]):
         target = network_input(frames[self.past :])
         return {"x": x_tensor, "y": target[:, :1], "valid": target[:, 1:] > 0}
 
-    def _draw_crop(self, frames: npt.NDArray[np.float32], rng: np.random.Generator) -> tuple[int, int]:
+    def _draw_crop(self, frames: npt.NDArray[np.floating[Any]], rng: np.random.Generator) -> tuple[int, int]:
         height, width = frames.shape[1:]
         best, best_score = (0, 0), -1.0
         for _ in range(_CROP_TRIES):

@@ -8,7 +8,6 @@ import contextlib
 import functools
 import io
 import math
-import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
@@ -19,13 +18,9 @@ import numpy.typing as npt
 
 from ..data.axes import Step
 from ..errors import InputError
+from .motion import THRESHOLD_MM_H, ZERO_DBR, Array, after_blanks, motion_field, pysteps, to_dbr
 
-Array = npt.NDArray[np.float32]
 Baseline = Callable[[Array, int], Array]
-
-# dBR = 10·log10(rain rate): below 0.1 mm/h the field is set to -15 dBR, as pysteps' own examples do
-THRESHOLD_MM_H = 0.1
-ZERO_DBR = -15.0
 MEMBERS = 20
 _THRESHOLD_DBR = 10 * math.log10(THRESHOLD_MM_H)
 _CASCADE = {"n_cascade_levels": 6, "probmatching_method": "cdf"}
@@ -100,18 +95,14 @@ def _moved(name: str, past: Array, steps: int) -> tuple[Array, npt.NDArray[np.fl
     """The last frame moved (steps, Y, X), the dBR fields that count, and their motion (2, Y, X)."""
     if len(past) < 2:
         raise InputError(f"{name} needs two past frames or more: train with --past 2, or leave it out of --against")
-    dense_lucaskanade, extrapolate, db_transform = _pysteps()
-    blank = np.flatnonzero(~np.isfinite(past).any(axis=(1, 2)))
-    past = past[blank[-1] + 1 :] if blank.size else past
+    past = after_blanks(past)
     shape = past.shape[1:]
     if len(past) < 2:
         return np.full((steps, *shape), np.nan, dtype=np.float32), np.empty((0, *shape)), np.zeros((2, *shape))
-    dbr, _ = db_transform(past.astype(np.float64), threshold=THRESHOLD_MM_H, zerovalue=ZERO_DBR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # single features that it could not follow; others remain
-        motion = dense_lucaskanade(np.ma.masked_invalid(dbr))
-    moved = extrapolate(past[-1].astype(np.float64), motion, steps, outval=np.nan, allow_nonfinite_values=True)
-    return np.asarray(moved, dtype=np.float32), dbr, motion
+    motion = motion_field(past)
+    last = past[-1].astype(np.float64)
+    moved = pysteps().extrapolate(last, motion, steps, outval=np.nan, allow_nonfinite_values=True)
+    return np.asarray(moved, dtype=np.float32), to_dbr(past), motion
 
 
 def _by_cascade(name: str, past: Array, steps: int, cascade: Callable[..., Any]) -> Array:
@@ -123,8 +114,7 @@ def _by_cascade(name: str, past: Array, steps: int, cascade: Callable[..., Any])
     beyond = {
         "map_coordinates_mode": "nearest"
     }  # the frame's edge goes on; the mask of optical flow says what is known
-    _, extrapolate, db_transform = _pysteps()
-    aligned = [extrapolate(one, motion, age, **beyond)[-1] for age, one in enumerate(dbr[-2:-4:-1], 1)]
+    aligned = [pysteps().extrapolate(one, motion, age, **beyond)[-1] for age, one in enumerate(dbr[-2:-4:-1], 1)]
     flat = [np.ptp(one) < 1e-6 for one in (dbr[-1], *aligned)]  # has no cascade: it, and what came before, do not count
     order = (flat.index(True) if any(flat) else len(flat)) - 1
     if order < 1 or (dbr[-1] > ZERO_DBR).sum() < 2:  # a single pixel of rain is out of bounds for pysteps
@@ -136,7 +126,7 @@ def _by_cascade(name: str, past: Array, steps: int, cascade: Callable[..., Any])
             field = cascade(dbr, motion, ar_order=1, extrap_kwargs=beyond, **_CASCADE)
     if not np.isfinite(field).all():
         raise RuntimeError("pysteps returned values that are not finite")
-    rain, _ = db_transform(np.asarray(field), threshold=_THRESHOLD_DBR, inverse=True)
+    rain, _ = pysteps().db_transform(np.asarray(field), threshold=_THRESHOLD_DBR, inverse=True)
     return np.where(np.isfinite(moved), rain, np.nan).astype(np.float32)
 
 
@@ -148,30 +138,6 @@ def _numpy_seed_kept() -> Iterator[None]:
         yield
     finally:
         np.random.set_state(state)  # noqa: NPY002
-
-
-def has_pysteps() -> bool:
-    """Whether optical flow can be computed here."""
-    try:
-        _pysteps()
-    except InputError:
-        return False
-    return True
-
-
-def _pysteps() -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # pysteps announces its configuration file
-            import cv2  # noqa: F401  (pysteps imports it late and fails then)
-            from pysteps.extrapolation.semilagrangian import extrapolate
-            from pysteps.motion.lucaskanade import dense_lucaskanade
-            from pysteps.utils.transformation import dB_transform
-    except ImportError as error:
-        raise InputError(
-            "optical-flow, s-prog and steps need pysteps and OpenCV: pip install 'stormcell[radar]', "
-            "or --against persistence"
-        ) from error
-    return dense_lucaskanade, extrapolate, dB_transform
 
 
 BASELINES: dict[str, Baseline] = {
@@ -192,7 +158,7 @@ def check_baselines(names: list[str], *, rain: bool) -> list[str]:
         if name in RAIN_ONLY:
             if not rain:
                 raise InputError(f"{name} needs rain frames, in mm/h or dBZ; leave it out of --against")
-            _pysteps()
+            pysteps()
     return names
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import h5netcdf
 import numpy as np
@@ -19,17 +20,20 @@ import torch
 import xarray as xr
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from ..data.axes import MONTH, Step, advance, grid_spacing, step_text, time_step
 from ..data.frames import check_frames, values, zr_pair
-from ..data.units import Transform, is_rain
-from ..data.windows import network_input, split_at_gaps
+from ..data.units import Transform, from_rain_rate, is_rain, to_rain_rate
+from ..data.windows import Sample, Windows, network_input, split_at_gaps
 from ..errors import InputError, reason
 from ..nn.convlstm import ConvLSTM2d
 from ..nn.forecaster import EncoderForecaster
 from ..writing import whole_file
+from .losses import mean_error
 
 FORMAT = 1
+THRESHOLDS_MM_H = (0.5, 2.0, 5.0, 10.0)
 SPACING_TOLERANCE = 0.25
 
 
@@ -44,7 +48,12 @@ class Forecaster:
         past, future: frames it reads, and frames it was trained to forecast.
         grid_spacing_m: grid spacing it was trained on, or None.
         card: all else that the model file says.
+
+    This one reads and forecasts in the ground's coordinates, any quantity; `LagrangianForecaster` in the storm's, rain.
     """
+
+    kind: ClassVar[str] = "plain"
+    reference: ClassVar[str] = "persistence"
 
     network: EncoderForecaster
     transform: Transform
@@ -54,8 +63,52 @@ class Forecaster:
     grid_spacing_m: float | None
     card: dict[str, Any]
 
-    def check(self, frames: xr.DataArray, *, any_grid: bool = False) -> None:
-        """Raise InputError if unit, time step or grid spacing of the frames are not the model's."""
+    @classmethod
+    def untrained(
+        cls,
+        transform: Transform,
+        step: Step,
+        past: int,
+        future: int,
+        grid_spacing_m: float | None,
+        *,
+        hidden_channels: Sequence[int],
+        kernel_size: int,
+        patch: int,
+    ) -> Forecaster:
+        """With weights as torch draws them. Raises InputError if such a model cannot learn such frames."""
+        network = EncoderForecaster(2, hidden_channels, kernel_size, patch=patch, peephole="channel", out_channels=1)
+        return cls(network, transform, step, past, future, grid_spacing_m, {})
+
+    @classmethod
+    def span(cls, step: Step, past: int, future: int) -> tuple[int, int]:
+        """Frames before and after now that a training window takes, for a model that reads and forecasts so many."""
+        return past, future
+
+    @property
+    def frames_ahead(self) -> int:
+        """Frames after now that a training window takes, and that are forecast unless told otherwise."""
+        return self.future
+
+    def windows(self, runs: Sequence[xr.DataArray], **options: Any) -> Windows:
+        """Samples to train on, or to choose by."""
+        return Windows(runs, self.transform, past=self.past, future=self.future, **options)
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """For an optimizer."""
+        return [{"params": list(self.network.parameters())}]
+
+    def loss(self, batch: Sample) -> Tensor:
+        """What training minimises."""
+        return mean_error(self.network(batch["x"], self.future), batch, rain=self.transform.rain)
+
+    def reference_loss(self, batch: Sample) -> Tensor:
+        """The same of what needs no training."""
+        last = batch["x"][:, -1:, :1].expand_as(batch["y"])
+        return mean_error(last, batch, rain=self.transform.rain)
+
+    def suited(self, frames: xr.DataArray, *, any_grid: bool = False) -> Forecaster:
+        """The forecaster for such frames. Raises InputError if unit, time step or grid spacing are not the model's."""
         source, units = frames.attrs.get("source", "frames"), frames.attrs["units"]
         if not self.transform.accepts(units):
             wanted = "rain, mm/h or dBZ" if self.transform.rain else self.transform.units
@@ -70,7 +123,7 @@ class Forecaster:
             )
         spacing = grid_spacing(frames)
         if any_grid or spacing is None or self.grid_spacing_m is None:
-            return
+            return self
         if not _close(spacing, self.grid_spacing_m, SPACING_TOLERANCE):
             n = round(self.grid_spacing_m / spacing)
             advice = "use a model trained on that grid"
@@ -80,50 +133,96 @@ class Forecaster:
                 f"{source} has a grid of {spacing / 1000:.3g} km, the model one of {self.grid_spacing_m / 1000:.3g} km: "
                 f"{advice}, or --any-grid to go on all the same"
             )
+        return self
 
-    def predict(self, past: npt.NDArray[np.float32], steps: int) -> npt.NDArray[np.float32]:
-        """Encoded frames (past, Y, X), NaN where missing → encoded forecast (steps, Y, X).
+    def fields(self, past: npt.NDArray[np.float32], steps: int) -> npt.NDArray[np.float32]:
+        """Frames (past, Y, X), rain in mm/h, NaN where missing → forecast (steps, Y, X).
 
         Missing only where all past frames are.
         """
+        units = "mm/h" if self.transform.rain else self.transform.units
         device = next(self.network.parameters()).device
         self.network.eval()
         with torch.no_grad():
-            y = self.network(network_input(past)[None].to(device), steps)[0, :, 0].float().cpu().numpy()
+            x = network_input(self.transform.encode(past, units))[None].to(device)
+            y = self.network(x, steps)[0, :, 0].float().cpu().numpy()
         y[:, ~np.isfinite(past).any(axis=0)] = np.nan
-        return y
+        return self.transform.decode(y, units)
 
-    def forecast(self, frames: xr.DataArray, steps: int | None = None, *, any_grid: bool = False) -> xr.DataArray:
+    def ensemble(
+        self, past: npt.NDArray[np.float32], steps: int, *, members: int, seed: int = 0
+    ) -> npt.NDArray[np.float32]:
+        """Frames as in `fields` → members (members, steps, Y, X). Raises InputError for a model without probabilities."""
+        raise InputError("this model forecasts one field, not an ensemble: train one with --model lagrangian")
+
+    def forecast(
+        self,
+        frames: xr.DataArray,
+        steps: int | None = None,
+        *,
+        members: int | None = None,
+        seed: int = 0,
+        any_grid: bool = False,
+    ) -> xr.DataArray:
         """Forecast the `steps` frames after the newest of `frames` (None: as many as in training).
 
         Returns frames of the same unit, grid and CRS; time is the valid time, with `lead_time` beside it and
         `forecast_reference_time`, the time of the newest frame. NaN only where a pixel is missing in all past frames.
+        With `members`, an ensemble of so many, with a dimension `member` in front, which follows from `seed`.
 
-        Raises InputError if there are too few frames without a gap up to the newest, or if unit, time step or grid
-        spacing (by more than 25 %, unless `any_grid`) are not the model's.
+        Raises InputError if there are too few frames without a gap up to the newest, if unit, time step or grid
+        spacing are not the model's, or if it makes no ensembles.
         """
         frames = check_frames(frames)
-        steps = self.future if steps is None else steps
+        source = frames.attrs.get("source", "frames")
+        suited = self.suited(frames, any_grid=any_grid)
+        steps = suited.frames_ahead if steps is None else steps
         if steps < 1:
             raise InputError(f"--steps must be 1 or more, not {steps}")
-        source = frames.attrs.get("source", "frames")
-        self.check(frames, any_grid=any_grid)
         newest = split_at_gaps(frames)[-1]
-        if newest.sizes["time"] < self.past:
+        if newest.sizes["time"] < suited.past:
             raise InputError(
-                f"{source} ends with {newest.sizes['time']} frames without a gap; the model needs {self.past}"
+                f"{source} ends with {newest.sizes['time']} frames without a gap; the model needs {suited.past}"
             )
-        newest = newest.isel(time=slice(-self.past, None))
+        newest = newest.isel(time=slice(-suited.past, None))
         units, zr = frames.attrs["units"], zr_pair(frames)
-        encoded = self.predict(self.transform.encode(values(newest), units, zr), steps)
-        return as_forecast(self.transform.decode(encoded, units, zr), newest, self.step)
+        past = values(newest)
+        if self.transform.rain:
+            past = to_rain_rate(past, units, zr)
+        found = (
+            suited.fields(past, steps) if members is None else suited.ensemble(past, steps, members=members, seed=seed)
+        )
+        if self.transform.rain:
+            found = from_rain_rate(found, units, zr)
+        return as_forecast(found.astype(np.float32), newest, suited.step)
+
+    def architecture(self) -> dict[str, Any]:
+        """The arguments that make this network anew."""
+        layer = self.network.encoder[0]
+        assert isinstance(layer, ConvLSTM2d)
+        return {
+            "in_channels": self.network.in_channels,
+            "hidden_channels": list(self.network.hidden_channels),
+            "kernel_size": layer.kernel_size[0],
+            "recurrent_kernel_size": layer.recurrent_kernel_size[0],
+            "patch": self.network.patch,
+            "peephole": layer.peephole,
+            "out_channels": self.network.out_channels,
+            "readout": self.network.readout,
+        }
+
+    @classmethod
+    def built(cls, architecture: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """What `architecture` describes: a network, and arguments of this class that belong to it."""
+        return EncoderForecaster(**architecture), {}
 
     def save(self, path: str | Path) -> None:
         """Write the model file, whole or not at all. Raises InputError where it cannot be written."""
         header = {
             **self.card,
             "format": FORMAT,
-            "architecture": architecture(self.network),
+            "model": self.kind,
+            "architecture": self.architecture(),
             "transform": self.transform.to_json(),
             "step": self.step,
             "past": self.past,
@@ -136,9 +235,10 @@ class Forecaster:
 
 
 def as_forecast(decoded: npt.NDArray[np.float32], past: xr.DataArray, step: Step) -> xr.DataArray:
-    """Values (steps, Y, X) → a forecast on the grid of `past`, counted from its newest frame."""
+    """Values ([member,] steps, Y, X) → a forecast on the grid of `past`, counted from its newest frame."""
     reference = past.time.values[-1]
-    valid = np.array([advance(reference, step, k + 1) for k in range(len(decoded))], dtype="datetime64[ns]")
+    steps = decoded.shape[-3]
+    valid = np.array([advance(reference, step, k + 1) for k in range(steps)], dtype="datetime64[ns]")
     coords: dict[str, Any] = {
         "time": ("time", valid, {"standard_name": "time", "long_name": "valid time"}),
         "lead_time": ("time", valid - reference, {"standard_name": "forecast_period"}),
@@ -149,23 +249,11 @@ def as_forecast(decoded: npt.NDArray[np.float32], past: xr.DataArray, step: Step
     if "spatial_ref" in past.coords:
         coords["spatial_ref"] = past.spatial_ref
     attrs = {**past.attrs, "long_name": f"forecast of {past.name or 'frames'}"}
-    return xr.DataArray(decoded, dims=("time", "y", "x"), coords=coords, attrs=attrs, name=past.name or "forecast")
-
-
-def architecture(network: EncoderForecaster) -> dict[str, Any]:
-    """The arguments that make this network anew."""
-    layer = network.encoder[0]
-    assert isinstance(layer, ConvLSTM2d)
-    return {
-        "in_channels": network.in_channels,
-        "hidden_channels": list(network.hidden_channels),
-        "kernel_size": layer.kernel_size[0],
-        "recurrent_kernel_size": layer.recurrent_kernel_size[0],
-        "patch": network.patch,
-        "peephole": layer.peephole,
-        "out_channels": network.out_channels,
-        "readout": network.readout,
-    }
+    dims: tuple[str, ...] = ("time", "y", "x")
+    if decoded.ndim == 4:
+        dims = ("member", *dims)
+        coords["member"] = ("member", np.arange(len(decoded)), {"standard_name": "realization"})
+    return xr.DataArray(decoded, dims=dims, coords=coords, attrs=attrs, name=past.name or "forecast")
 
 
 def load(path: str | Path, *, device: str | torch.device = "cpu") -> Forecaster:
@@ -182,11 +270,15 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Forecaster:
             )
         if card["format"] != FORMAT:
             raise InputError(f"{path} has format {card['format']}; this version of Stormcell reads {FORMAT}")
-        network = EncoderForecaster(**card["architecture"])
+        from .lagrangian import LagrangianForecaster
+
+        kinds: dict[str, Any] = {kind.kind: kind for kind in (Forecaster, LagrangianForecaster)}
+        kind = kinds[card.get("model", Forecaster.kind)]
+        network, own = kind.built(card["architecture"])
         network.load_state_dict(weights)
         if card["step"] != MONTH and not float(card["step"]) > 0:
             raise ValueError(f"a step of {card['step']}")
-        forecaster = Forecaster(
+        forecaster: Forecaster = kind(
             network=network.to(device).eval(),
             transform=Transform.from_json(card["transform"]),
             step=card["step"],
@@ -194,6 +286,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Forecaster:
             future=int(card["future"]),
             grid_spacing_m=card["grid_spacing_m"],
             card=card,
+            **own,
         )
     except InputError:
         raise
@@ -254,6 +347,8 @@ def to_cf(frames: xr.DataArray) -> xr.Dataset:
             lead_time=("time", minutes.values, {"standard_name": "forecast_period", "units": "minutes"})
         )
     dataset = frames.to_dataset()
+    if "member" in frames.dims:
+        dataset["probability_of_exceedance"] = _exceedance(frames)
     dataset["time"].attrs |= {"standard_name": "time", "axis": "T"}
     dataset.attrs = {
         "Conventions": "CF-1.11",
@@ -261,6 +356,19 @@ def to_cf(frames: xr.DataArray) -> xr.Dataset:
         "source": f"Stormcell, from {source}" if source else "Stormcell",
     }
     return dataset
+
+
+def _exceedance(members: xr.DataArray) -> xr.DataArray:
+    """Share of members at or above each of THRESHOLDS_MM_H, NaN where they are missing."""
+    zr = members.attrs["zr_a"], members.attrs["zr_b"]
+    shares = []
+    for level in THRESHOLDS_MM_H:
+        limit = float(from_rain_rate(np.array([level], np.float32), members.attrs["units"], zr)[0])
+        shares.append((members >= limit).mean("member").where(members.notnull().any("member")).astype(np.float32))
+    threshold = xr.DataArray(list(THRESHOLDS_MM_H), dims="threshold", attrs={"units": "mm/h", "long_name": "rain rate"})
+    found = xr.concat(shares, dim=threshold.rename("threshold")).transpose("time", "threshold", "y", "x")
+    found.attrs = {"units": "1", "long_name": "share of members at or above the threshold"}
+    return found
 
 
 def _close(a: Step, b: Step, tolerance: float) -> bool:

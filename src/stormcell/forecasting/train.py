@@ -29,23 +29,26 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
 from lightning.pytorch.loggers import CSVLogger
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from .. import __version__
-from ..data.axes import area, common_grid_spacing
+from ..data.axes import Step, area, common_grid_spacing, grid_spacing
 from ..data.frames import values, zr_pair
 from ..data.units import Transform
 from ..data.windows import Sample, Split, Windows, common_step, count_windows, split_or_advise
 from ..errors import InputError
-from ..nn.forecaster import EncoderForecaster
 from ..writing import check_writable
-from .forecast import Forecaster
+from .forecast import SPACING_TOLERANCE, Forecaster, load
+from .lagrangian import LagrangianForecaster
 from .loop import CtrlC, Last, on_device, quiet
 
 _VALIDATION_SAMPLES = 48
 _VALIDATIONS = 12  # in the time given by `minutes`
-_RAIN_WEIGHT = 4.0  # of two tried and of none the best by validation (docs/log.md)
+
+
+_OPTIONS = {"hidden_channels": "hidden", "base": "from"}  # where they are not called as in a Recipe
+MODELS: dict[str, type[Forecaster]] = {kind.kind: kind for kind in (Forecaster, LagrangianForecaster)}
 
 
 @dataclass(frozen=True)
@@ -53,16 +56,19 @@ class Recipe:
     """How to train. The defaults suit radar composites on a laptop.
 
     Attributes:
+        model: "plain" or "lagrangian" (docs/models.md).
         past, future: frames that are read, and frames to forecast.
         minutes: stop after so many; epochs: stop after so many (an epoch sees every pixel about once).
         crop: side of the square that is cut from the frames, in pixels.
         batch: crops an update.
         hidden_channels, kernel_size, patch: of the network (see EncoderForecaster).
         learning_rate: the highest; it rises over the first 5 % and falls as a cosine to nothing.
+        base: model file whose weights, architecture and lengths are gone on with, or None.
         seed: of weights and crops.
         device: "auto", "cpu", "cuda", "mps" …
     """
 
+    model: str = "plain"
     past: int = 4
     future: int = 6
     minutes: float | None = None
@@ -73,24 +79,9 @@ class Recipe:
     kernel_size: int = 3
     patch: int = 4
     learning_rate: float = 1e-3
+    base: str | None = None
     seed: int = 0
     device: str = "auto"
-
-
-def weighted_error(forecast: Tensor, batch: Sample, *, rain: bool) -> tuple[Tensor, Tensor]:
-    """Of each pixel, error² + |error| in the encoded range times its weight, and the weight: 0 where it is not valid.
-
-    Heavy rain, which is rare, weighs more.
-    """
-    error = forecast - batch["y"]
-    weight = batch["valid"] * (1 + (_RAIN_WEIGHT if rain else 0.0) * batch["y"].clamp(0, 1))
-    return weight * (error**2 + error.abs()), weight
-
-
-def mean_error(forecast: Tensor, batch: Sample, *, rain: bool) -> Tensor:
-    """The loss: weighted error over weight, of all valid pixels."""
-    error, weight = weighted_error(forecast, batch, rain=rain)
-    return error.sum() / weight.sum().clamp(min=1)
 
 
 class _Training(lightning.LightningModule):
@@ -99,14 +90,11 @@ class _Training(lightning.LightningModule):
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         self.network, self.recipe, self.identity, self.windows = plan.network, plan.recipe, plan.identity, plan.training
-        self.rain = plan.forecaster.transform.rain
+        self.forecaster = plan.forecaster
         self.timer: Timer | None = None
 
-    def loss(self, forecast: Tensor, batch: Sample) -> Tensor:
-        return mean_error(forecast, batch, rain=self.rain)
-
     def training_step(self, batch: Sample, _: int) -> Tensor:
-        loss = self.loss(self.network(batch["x"], self.recipe.future), batch)
+        loss = self.forecaster.loss(batch)
         if not torch.isfinite(loss):
             raise InputError(f"the loss is no longer finite at update {self.global_step}: try a lower --learning-rate")
         self.log("train_loss", loss, on_step=True)
@@ -114,9 +102,8 @@ class _Training(lightning.LightningModule):
 
     def validation_step(self, batch: Sample, _: int) -> None:
         size = len(batch["x"])
-        self.log("val_loss", self.loss(self.network(batch["x"], self.recipe.future), batch), batch_size=size)
-        last = batch["x"][:, -1:, :1].expand_as(batch["y"])
-        self.log("val_persistence", self.loss(last, batch), batch_size=size)
+        self.log("val_loss", self.forecaster.loss(batch), batch_size=size)
+        self.log("val_reference", self.forecaster.reference_loss(batch), batch_size=size)
 
     def on_train_epoch_start(self) -> None:
         self.windows.epoch = self.current_epoch
@@ -129,7 +116,8 @@ class _Training(lightning.LightningModule):
         return min(self.global_step / max(float(self.trainer.estimated_stepping_batches), 1.0), 1.0)
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.recipe.learning_rate, weight_decay=1e-4)
+        groups = self.forecaster.parameter_groups(self.recipe.learning_rate)
+        optimizer = torch.optim.AdamW(groups, lr=self.recipe.learning_rate, weight_decay=1e-4)
 
         def rate(_: int) -> float:
             done = self.progress()
@@ -143,12 +131,12 @@ class _Training(lightning.LightningModule):
 
 
 class _Reporter(Callback):
-    """A bar over the whole training on a terminal; everywhere a line a validation, beside what keeping the last frame
-    would score.
+    """A bar over the whole training on a terminal; everywhere a line a validation, beside what the model's reference
+    (keeping the last frame, or the first guess) scores.
     """
 
-    def __init__(self, *, bar: bool) -> None:
-        self.best, self.persistence = math.inf, math.nan
+    def __init__(self, *, bar: bool, reference: str) -> None:
+        self.best, self.reference, self.name = math.inf, math.nan, reference
         console = Console(stderr=True)
         columns = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
         self.bar = Progress(*columns, console=console, transient=True, disable=not (bar and console.is_terminal))
@@ -163,10 +151,10 @@ class _Reporter(Callback):
     def on_validation_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         scores = {k: float(v) for k, v in trainer.callback_metrics.items()}
         star = " *" if scores["val_loss"] < self.best else ""
-        self.best, self.persistence = min(self.best, scores["val_loss"]), scores["val_persistence"]
+        self.best, self.reference = min(self.best, scores["val_loss"]), scores["val_reference"]
         self.bar.console.print(
             f"update {trainer.global_step}: training loss {scores.get('train_loss', math.nan):.4f}, "
-            f"validation {scores['val_loss']:.4f} (persistence {scores['val_persistence']:.4f}){star}",
+            f"validation {scores['val_loss']:.4f} ({self.name} {self.reference:.4f}){star}",
             soft_wrap=True,
             highlight=False,
         )
@@ -178,10 +166,10 @@ class _Reporter(Callback):
         self.bar.stop()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "persistence": self.persistence}
+        return {"best": self.best, "reference": self.reference}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.persistence = state_dict["best"], state_dict["persistence"]
+        self.best, self.reference = state_dict["best"], state_dict["reference"]
 
 
 @dataclass(frozen=True)
@@ -192,7 +180,7 @@ class Plan:
     recipe: Recipe
     training: Windows
     validation: Windows
-    network: EncoderForecaster
+    network: nn.Module
     forecaster: Forecaster
     identity: str
 
@@ -211,28 +199,61 @@ def plan(
     """
     if recipe.past < 1 or recipe.future < 1:
         raise InputError(f"--past and --future must be 1 or more, not {recipe.past} and {recipe.future}")
+    if recipe.model not in MODELS:
+        raise InputError(f"--model knows {', '.join(MODELS)}, not {recipe.model!r}")
     everything = [*runs, *validation, *test]
     step = common_step(everything)
     spacing = common_grid_spacing(everything)
-    split = split_or_advise(runs, recipe.past, recipe.future, validation=validation, test=test, test_from=test_from)
+    begun = None if recipe.base is None else _begun(Path(recipe.base), everything)
+    if begun is None:
+        past, future = MODELS[recipe.model].span(step, recipe.past, recipe.future)
+    else:
+        past, future = begun.past, begun.frames_ahead
+    split = split_or_advise(runs, past, future, validation=validation, test=test, test_from=test_from)
     transform = fitted_transform(everything, split.train)
     for name, part in (("training", split.train), ("validation", split.validation)):
         if not any(np.isfinite(values(run.isel(time=t))).any() for run in part for t in range(run.sizes["time"])):
             raise InputError(f"every pixel of the {name} frames is missing: check --missing, --gain and --variable")
-    lengths = {"past": recipe.past, "future": recipe.future, "crop": recipe.crop}
-    training = Windows(split.train, transform, **lengths, seed=recipe.seed)
-    chosen = Windows(split.validation, transform, **lengths, seed=recipe.seed, fixed=_VALIDATION_SAMPLES)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        network = EncoderForecaster(
-            2, recipe.hidden_channels, recipe.kernel_size, patch=recipe.patch, peephole="channel", out_channels=1
-        )
+    forecaster = begun or _drawn(recipe, transform, step, spacing)
+    training = forecaster.windows(split.train, crop=recipe.crop, seed=recipe.seed)
+    chosen = forecaster.windows(split.validation, crop=recipe.crop, seed=recipe.seed, fixed=_VALIDATION_SAMPLES)
     frames = _described(training, "training") + _described(chosen, "validation")
-    card = {"version": __version__, "frames": frames, "recipe": asdict(recipe)}
     fixed = replace(recipe, minutes=None, epochs=None, device="auto")
     identity = json.dumps({"recipe": asdict(fixed), "frames": [f["digest"] for f in frames]}, sort_keys=True)
-    forecaster = Forecaster(network, transform, step, recipe.past, recipe.future, spacing, card)
-    return Plan(split, recipe, training, chosen, network, forecaster, identity)
+    frames += forecaster.card.get("frames", [])  # what a model was begun with, it has seen
+    forecaster.card |= {"version": __version__, "frames": frames, "recipe": asdict(recipe)}
+    return Plan(split, recipe, training, chosen, forecaster.network, forecaster, identity)
+
+
+def _drawn(recipe: Recipe, transform: Transform, step: Step, spacing: float | None) -> Forecaster:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        return MODELS[recipe.model].untrained(
+            transform,
+            step,
+            recipe.past,
+            recipe.future,
+            spacing,
+            hidden_channels=recipe.hidden_channels,
+            kernel_size=recipe.kernel_size,
+            patch=recipe.patch,
+        )
+
+
+def _begun(path: Path, runs: Sequence[xr.DataArray]) -> Forecaster:
+    """A trained model, for these runs. Raises InputError if it cannot serve them as they are."""
+    model, suited = load(path), []
+    for run in runs:
+        spacing, own = grid_spacing(run), model.grid_spacing_m
+        if spacing is not None and own is not None and abs(spacing - own) > SPACING_TOLERANCE * own:
+            n = round(own / spacing)
+            advice = f": give --coarsen {n}" if n > 1 else ""
+            raise InputError(
+                f"{run.attrs['source']} has a grid of {spacing / 1000:.3g} km, and {path} was trained on one of "
+                f"{own / 1000:.3g} km{advice}"
+            )
+        suited.append(model.suited(run))
+    return suited[0]
 
 
 def fitted_transform(runs: Sequence[xr.DataArray], training: Sequence[xr.DataArray]) -> Transform:
@@ -283,7 +304,6 @@ def digest_of(arrays: Iterable[npt.NDArray[Any]]) -> str:
 def dry_run(plan: Plan) -> dict[str, str]:
     """What training would take, measured on one update: windows, parameters, memory, minutes an epoch."""
     recipe = plan.recipe
-    module = _Training(plan)
     loader = _loader(plan.training, recipe.batch, shuffle=True)
     kept: dict[int, int] = {}
 
@@ -293,11 +313,11 @@ def dry_run(plan: Plan) -> dict[str, str]:
 
     batch = next(iter(loader))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        module.loss(plan.network(batch["x"], recipe.future), batch).backward()
+        plan.forecaster.loss(batch).backward()
     seconds = []
     for _ in range(2):
         began = time.perf_counter()
-        module.loss(plan.network(batch["x"], recipe.future), batch).backward()
+        plan.forecaster.loss(batch).backward()
         seconds.append(time.perf_counter() - began)
     plan.network.zero_grad(set_to_none=True)
     parameters = sum(p.numel() for p in plan.network.parameters())
@@ -345,7 +365,7 @@ def train(
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror})") from error
-    reporter = _Reporter(bar=progress)
+    reporter = _Reporter(bar=progress, reference=plan.forecaster.reference)
     updates, interrupted = _fit(plan, folder, reporter, resume=resume)
     if not (folder / "best.ckpt").exists():
         if interrupted:
@@ -409,7 +429,11 @@ def _best(plan: Plan, folder: Path, reporter: _Reporter, *, updates: int, comman
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(sys.argv) if command is None else command,
         "updates": updates,
-        "validation": {"loss": reporter.best, "persistence_loss": reporter.persistence},
+        "validation": {
+            "loss": reporter.best,
+            "reference": plan.forecaster.reference,
+            "reference_loss": reporter.reference,
+        },
     }
     plan.network.eval()
     return plan.forecaster
@@ -429,7 +453,7 @@ def _check_resumable(last: Path, plan: Plan) -> None:
             f"{last} is not a checkpoint of this program, or is damaged; train without --resume"
         ) from error
     if changed:
-        options = ", ".join("--" + key.removesuffix("_channels").replace("_", "-") for key in changed)
+        options = ", ".join("--" + _OPTIONS.get(key, key.replace("_", "-")) for key in changed)
         raise InputError(f"{last} was made with another {options}: give the same options, or train without --resume")
     if not same_frames:
         raise InputError(f"{last} was made with other frames: give the same DATA, or train without --resume")

@@ -15,13 +15,12 @@ import xarray as xr
 from ..data.axes import advance, area, grid_spacing, time_step, time_text
 from ..data.frames import check_frames, values, zr_pair
 from ..data.units import is_rain, to_rain_rate
-from ..data.windows import split_at_gaps
+from ..data.windows import common_step, split_at_gaps
 from ..errors import InputError, reason
 from .baselines import Array, Baseline, baselines_on, check_baselines
-from .forecast import Forecaster
+from .forecast import THRESHOLDS_MM_H, Forecaster
 from .tally import Tally
 
-THRESHOLDS_MM_H = (0.5, 2.0, 5.0, 10.0)
 SCALES = (5, 11, 21)
 WET_MM_H = 0.1
 
@@ -188,6 +187,9 @@ def hindcast(
     *,
     against: Sequence[str] = ("persistence",),
     steps: int | None = None,
+    leads: Sequence[int] | None = None,
+    members: int | None = None,
+    every_minutes: float = 0.0,
     thresholds: Sequence[float] | None = None,
     scales: Sequence[int] = SCALES,
     any_grid: bool = False,
@@ -196,7 +198,9 @@ def hindcast(
 ) -> Hindcast:
     """Forecast from every start time in `runs` (see `windows.runs_of`) and verify.
 
-    Cases with frames that the model was trained or chosen on are left out.
+    Cases with frames that the model was trained or chosen on are left out, and those nearer than `every_minutes` to the one
+    before. `leads` are the steps that are scored, all if left out. With `members` the model's ensemble of so many is a
+    forecaster too, called "ensemble".
 
     `progress` wraps the list of cases, to show a bar. Samples are taken evenly over the cases, not by merit.
 
@@ -204,11 +208,13 @@ def hindcast(
     """
     transform, units = forecaster.transform, "mm/h" if forecaster.transform.rain else forecaster.transform.units
     names = check_baselines(list(against), rain=transform.rain)
-    steps = forecaster.future if steps is None else steps
+    suited = [forecaster.suited(run, any_grid=any_grid) for run in runs]
+    if len({one.step for one in suited}) > 1:
+        common_step(runs)
+    forecaster = next((one for one, run in zip(suited, runs) if run.sizes["time"] > 1), forecaster)
+    steps = forecaster.frames_ahead if steps is None else steps
     if steps < 1:
         raise InputError(f"--steps must be 1 or more, not {steps}")
-    for run in runs:
-        forecaster.check(run, any_grid=any_grid)
     length = forecaster.past + steps
     starts = [(r, t) for r, run in enumerate(runs) for t in range(run.sizes["time"] - length + 1)]
     if not starts:
@@ -223,11 +229,15 @@ def hindcast(
         raise InputError(
             f"all {len(starts)} cases have frames that this model was trained or chosen on: verify it on other frames"
         )
+    fresh = _apart(fresh, runs, every_minutes)
+    scored = np.arange(steps) if leads is None else np.array([lead - 1 for lead in leads])
+    if not len(scored) or scored.min() < 0 or scored.max() >= steps:
+        raise InputError(f"leads must be steps from 1 to {steps}, not {leads}")
     rivals, settings = baselines_on(names, spacing_m=grid_spacing(runs[0]), step=forecaster.step)
     levels = _levels(thresholds, rain=transform.rain, low=transform.low, high=transform.high)
     spacing = grid_spacing(runs[0])
     tally = Tally(
-        ["stormcell", *names],
+        ["stormcell", *(["ensemble"] if members else []), *names],
         levels[0],
         tuple(dict.fromkeys(scales)),
         levels[1],
@@ -239,11 +249,12 @@ def hindcast(
     for number, (r, t) in enumerate(progress(fresh)):
         case = runs[r].isel(time=slice(t, t + length))
         past, truth = np.split(_quantity(values(case), case), [forecaster.past])
-        encoded = transform.encode(past, units)
-        fields: dict[str, Array] = {"stormcell": transform.decode(forecaster.predict(encoded, steps), units)}
+        fields: dict[str, Array] = {"stormcell": suited[r].fields(past, steps)}
+        if members:
+            fields["ensemble"] = suited[r].ensemble(past, steps, members=members)
         reference = case.time.values[forecaster.past - 1]
         fields |= _forecasts(rivals, past, steps, reference)
-        tally.add(reference, truth, fields)
+        tally.add(reference, truth[scored], {name: field[..., scored, :, :] for name, field in fields.items()})
         if number in picks:
             samples.append(
                 _sample(case.isel(time=slice(forecaster.past, None)), reference, {"observed": truth, **fields})
@@ -251,12 +262,23 @@ def hindcast(
     if not tally.pixels:
         raise InputError("no pixel is valid in both truth and forecast: all frames are missing, or never seen")
     first = runs[fresh[0][0]].time.values[0]
-    lead = np.array([advance(first, forecaster.step, k + 1) - first for k in range(steps)])
+    lead = np.array([advance(first, forecaster.step, int(k) + 1) - first for k in scored])
     scores = tally.scores(lead, units=units)
     scores.attrs["rivals"] = settings
     scores.attrs["left_out_cases"] = len(starts) - len(fresh)
     scores.attrs["left_out_frames"] = int(sum(k.sum() for k in known))
     return Hindcast(scores, samples)
+
+
+def _apart(cases: Sequence[Start], runs: Sequence[xr.DataArray], minutes: float) -> list[Start]:
+    """Of each run the first case, and each that starts so many minutes after the last one kept."""
+    kept: list[Start] = []
+    for r, t in cases:
+        times = runs[r].time.values
+        if kept and kept[-1][0] == r and (times[t] - times[kept[-1][1]]) / np.timedelta64(1, "s") < 60 * minutes:
+            continue
+        kept.append((r, t))
+    return kept
 
 
 def _sample(

@@ -1,0 +1,124 @@
+"""From probabilities of exceedance to fields: the one of greatest expected CSI, and the members of an ensemble.
+
+Logits of P(rain rate ≥ level), levels ascending, tell the distribution at each pixel; between levels the rate is interpolated
+in its logarithm. A member is that distribution read at a noise field, a Gaussian copula: each pixel keeps its distribution, and
+the noise, which has the texture of the case's newest frame and lives longer on larger scales, says how pixels go together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+LEVELS_MM_H = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
+_LEAST = 0.05  # what is less probable is not forecast, however much CSI it promises
+_MOST_PIXELS = 100_000  # that are sorted
+_BEYOND = 2.0  # steps between levels, above the highest
+_LIFETIME_MINUTES, _WAVELENGTH_KM, _EXPONENT = 30.0, 20.0, 1.0  # of noise: lifetime at a wavelength, and how it grows
+
+
+def nested(logits: Float[Tensor, "K Y X"]) -> Float[Tensor, "K Y X"]:
+    """A higher level is never more probable than a lower one."""
+    return torch.cummin(logits, dim=0).values
+
+
+def rate_at(
+    logits: Float[Tensor, "K Y X"], probability_logit: Tensor, levels: Sequence[float] = LEVELS_MM_H
+) -> Float[Tensor, "Y X"]:
+    """The rate that is exceeded with a probability, given as logits (K, 1, 1) or (Y, X); 0 below the lowest level."""
+    over = nested(logits) - probability_logit
+    step = torch.tensor(np.log(levels), dtype=logits.dtype)
+    last = len(levels) - 1
+    reached = (over >= 0) * torch.arange(1, last + 2)[:, None, None]
+    below = reached.amax(dim=0) - 1  # the highest level that is exceeded, -1 for none
+    k = below.clamp(min=0)
+    here = over.gather(0, k[None])[0]
+    above = over.gather(0, (k + 1).clamp(max=last)[None])[0]
+    share = here / (here - above).clamp(min=1e-6)
+    within = step[k] + share * (step[(k + 1).clamp(max=last)] - step[k])
+    falls = (over[-2] - over[-1]).clamp(min=0.1)
+    beyond = step[-1] + (over[-1] / falls).clamp(max=_BEYOND) * (step[-1] - step[-2])
+    rate = torch.exp(torch.where(k == last, beyond, within))
+    return torch.where(below >= 0, rate, 0.0)
+
+
+def best_probabilities(logits: Float[Tensor, "K Y X"], seen: Tensor | None = None) -> Float[Tensor, "K 1 1"]:
+    """For each level the probability, as a logit, above which saying "event" makes the expected CSI greatest, over the pixels
+    `seen` (Y, X).
+
+    Of n pixels said, with probabilities that sum to h of all their sum H, it is about h / (n + H - h). The rule comes from the
+    forecast alone: nothing of it is fitted.
+    """
+    count = logits.shape[-2] * logits.shape[-1]
+    stride = max(1, math.isqrt(count // _MOST_PIXELS))
+    thinned = torch.sigmoid(logits[:, ::stride, ::stride].flatten(1))
+    if seen is not None and seen[::stride, ::stride].any():
+        thinned = thinned[:, seen[::stride, ::stride].flatten()]
+    falling = thinned.sort(dim=1, descending=True).values
+    hits = falling.double().cumsum(dim=1)
+    said = torch.arange(1, falling.shape[1] + 1)
+    csi = hits / (said + hits[:, -1:] - hits)
+    best = falling.gather(1, csi.argmax(dim=1, keepdim=True))
+    return torch.logit(best.clamp(_LEAST, 0.999))[..., None]
+
+
+def best_field(
+    logits: Float[Tensor, "K Y X"], seen: Tensor | None = None, levels: Sequence[float] = LEVELS_MM_H
+) -> Float[Tensor, "Y X"]:
+    """Rain rates, mm/h, whose expected CSI is greatest at each level over the pixels `seen`."""
+    logits = nested(logits)
+    return rate_at(logits, best_probabilities(logits, seen), levels)
+
+
+def noise(
+    newest: npt.NDArray[np.float32], minutes: Sequence[float], count: int, *, kilometres: float, seed: int
+) -> Iterator[Float[Tensor, "count Y X"]]:
+    """Standard normal fields of `count` members at each lead time, with the spectrum of the newest frame (encoded, no NaN).
+
+    A wave of 20 km loses its phase with a time constant of half an hour, others in proportion to their length.
+    """
+    height, width = newest.shape
+    field = newest - newest.mean()
+    window = np.hanning(height)[:, None] * np.hanning(width)
+    amplitude = torch.from_numpy(np.abs(np.fft.rfft2(field * window)).astype(np.float32))
+    across, down = np.fft.rfftfreq(width, kilometres), np.fft.fftfreq(height, kilometres)
+    frequency = torch.from_numpy(np.hypot(down[:, None], across).astype(np.float32))
+    amplitude = _smooth(amplitude, frequency)
+    amplitude[0, 0] = 0
+    lifetime = _LIFETIME_MINUTES * (1 / (frequency.clamp(min=1e-6) * _WAVELENGTH_KM)) ** _EXPONENT
+    generator = torch.Generator().manual_seed(seed)
+
+    def white() -> Tensor:
+        return torch.fft.rfft2(torch.randn(count, height, width, generator=generator)) * amplitude
+
+    state, now = white(), 0.0
+    for lead in minutes:
+        keep = torch.exp(-(lead - now) / lifetime)
+        state, now = keep * state + torch.sqrt(1 - keep**2) * white(), lead
+        drawn = torch.fft.irfft2(state, s=(height, width))
+        yield drawn / drawn.std(dim=(-2, -1), keepdim=True).clamp(min=1e-9)
+
+
+def _smooth(amplitude: Tensor, frequency: Tensor) -> Tensor:
+    """The mean amplitude at each wavelength: texture without the places of the newest frame's cells."""
+    bins = (frequency / frequency.max() * max(amplitude.shape)).long().flatten()
+    total = torch.zeros(int(bins.max()) + 1).scatter_add_(0, bins, amplitude.flatten() ** 2)
+    number = torch.zeros_like(total).scatter_add_(0, bins, torch.ones_like(amplitude.flatten()))
+    return (total / number.clamp(min=1)).sqrt()[bins].view_as(amplitude)
+
+
+def member(
+    logits: Float[Tensor, "K Y X"], normal: Float[Tensor, "Y X"], levels: Sequence[float] = LEVELS_MM_H
+) -> Tensor:
+    """Rain rates, mm/h, of one member: the distribution at each pixel, read at a standard normal field."""
+    exceeded = torch.special.ndtr(-normal).clamp(1e-4, 1 - 1e-4)
+    return rate_at(logits, torch.logit(exceeded), levels)

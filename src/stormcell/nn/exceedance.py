@@ -1,0 +1,158 @@
+"""How probable it is that rain exceeds a level: a first guess that optical flow could give, and what a ConvLSTM adds to it.
+
+Works in the storm's coordinates: what it reads has been moved to the present along the motion, and what it says is moved on
+from there (`advection.py`). Then nothing blurs because it moves, and any speed can be followed.
+
+The first guess is the share of pixels of the newest frame above a level, in blocks of growing width around a pixel, mixed
+by weights that follow from level and lead time: near in time the pixel itself, later its surroundings, at last the
+climate. To its logits a small head adds its own at each pixel, from all those shares, the past values, and what the
+encoder–forecaster says of the storm; it begins as zero: untrained, the net is its first guess.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+
+from .forecaster import EncoderForecaster
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+__all__ = ["ExceedanceForecaster", "FirstGuess"]
+
+SCALES = (1, 2, 4, 8, 16, 32)
+_LEAST = 1e-5  # probability
+_LITTLE = 1e-4  # of a block's pixels: what the wider block weighs
+_HOUR = 60.0
+
+
+class FirstGuess(nn.Module):
+    """Mixture of neighbourhood shares.
+
+    Args:
+        levels: of events (value ≥ level), in the range of the values, ascending.
+        scales: widths of the blocks in pixels.
+    """
+
+    levels: Tensor
+
+    def __init__(self, levels: Sequence[float], scales: Sequence[int] = SCALES) -> None:
+        super().__init__()
+        self.scales = tuple(scales)
+        self.register_buffer("levels", torch.tensor(levels))
+        parts = len(levels), len(self.scales) + 1  # the last is the climate
+        # Of the logarithm of a part's weight: constant, by hours of lead, by their logarithm.
+        self.weight = nn.Parameter(torch.zeros(3, *parts))
+        with torch.no_grad():
+            self.weight[0, :, -1] = -3.0
+        self.climate = nn.Parameter(torch.full((len(levels),), -3.0))
+
+    def shares(self, value: Float[Tensor, "B 1 Y X"], valid: Float[Tensor, "B 1 Y X"]) -> Float[Tensor, "B K S Y X"]:
+        """Of valid pixels at or above each level, in blocks of each width, smooth between them.
+
+        Where a block has no valid pixel, it has the share of the wider one around it; the widest then has 0.
+        """
+        height, width = value.shape[-2:]
+        largest = max(self.scales)
+        event = (value >= self.levels.view(-1, 1, 1)).to(value.dtype) * valid
+        both = nnf.pad(torch.cat([event, valid], dim=1), (0, -width % largest, 0, -height % largest))
+        found: list[Tensor] = []
+        wider: Tensor | float = 0.0
+        for scale in reversed(self.scales):
+            mean = both
+            if scale > 1:
+                mean = nnf.avg_pool2d(both, scale)
+                mean = nnf.interpolate(mean, scale_factor=scale, mode="bilinear", align_corners=False)
+            mean = mean[..., :height, :width]
+            wider = (mean[:, :-1] + _LITTLE * wider) / (mean[:, -1:] + _LITTLE)
+            found.append(wider)
+        return torch.stack(found[::-1], dim=2)
+
+    def forward(self, shares: Float[Tensor, "B K S Y X"], minutes: float) -> Float[Tensor, "B K Y X"]:
+        """Logits at a lead time, from what `shares` gives."""
+        hours = minutes / _HOUR
+        constant, slope, curve = self.weight
+        part = torch.softmax(constant + slope * hours + curve * math.log(hours), dim=-1)
+        guess = torch.einsum("bksyx,ks->bkyx", shares, part[:, :-1])
+        guess = guess + (part[:, -1] * torch.sigmoid(self.climate))[:, None, None]
+        return torch.logit(guess, eps=_LEAST)
+
+
+class ExceedanceForecaster(nn.Module):
+    """Logits of P(value ≥ level) at any lead times, from `past` aligned frames.
+
+    Args:
+        levels: see `FirstGuess`.
+        past: number of frames that it reads.
+        lead_minutes: what a step of the encoder–forecaster stands for; between its steps what it says is interpolated.
+        hidden_channels, kernel_size, patch: of the encoder–forecaster.
+        told: channels at a pixel through which it speaks to the head.
+        width: hidden units of the head.
+
+    Raises ValueError for levels that do not ascend, and what `EncoderForecaster` raises.
+    """
+
+    def __init__(
+        self,
+        levels: Sequence[float],
+        past: int,
+        *,
+        lead_minutes: float = 10.0,
+        hidden_channels: Sequence[int] = (32, 32),
+        kernel_size: int = 3,
+        patch: int = 4,
+        told: int = 8,
+        width: int = 32,
+    ) -> None:
+        super().__init__()
+        if not levels or any(b <= a for a, b in itertools.pairwise(levels)):
+            raise ValueError(f"levels must ascend. Received: {levels}")
+        self.past, self.lead_minutes = past, lead_minutes
+        self.guess = FirstGuess(levels)
+        self.core = EncoderForecaster(
+            2, hidden_channels, kernel_size, patch=patch, peephole="channel", out_channels=told
+        )
+        self.from_seen = nn.Conv2d(len(levels) * len(self.guess.scales) + 2 * past, width, 1)
+        self.from_told = nn.Conv2d(told, width, 1, bias=False)
+        self.from_lead = nn.Linear(2, width, bias=False)
+        self.mix = nn.Conv2d(width, width, 1)
+        self.add = nn.Conv2d(width, len(levels), 1)
+        nn.init.zeros_(self.add.weight)
+        assert self.add.bias is not None
+        nn.init.zeros_(self.add.bias)
+
+    def leads(
+        self, x: Float[Tensor, "B P 2 Y X"], minutes: Sequence[float], *, guess_only: bool = False
+    ) -> Iterator[Float[Tensor, "B K Y X"]]:
+        """Logits, one lead time after the other: a forecast of a large grid need not be held as a whole."""
+        shares = self.guess.shares(*x[:, -1].split(1, dim=1))
+        if not guess_only:
+            told = self.core(x, math.ceil(max(minutes) / self.lead_minutes - 1e-6))
+            seen = self.from_seen(torch.cat([shares.flatten(1, 2), x.flatten(1, 2)], dim=1))
+        for lead in minutes:
+            logits = self.guess(shares, lead)
+            if not guess_only:
+                hours = lead / _HOUR
+                when = self.from_lead(x.new_tensor([hours, math.log(hours)]))[:, None, None]
+                hidden = nnf.relu(seen + self.from_told(self._between(told, lead)) + when)
+                logits = logits + self.add(nnf.relu(self.mix(hidden)))
+            yield logits
+
+    def _between(self, told: Float[Tensor, "B L F Y X"], lead: float) -> Float[Tensor, "B F Y X"]:
+        """What the encoder–forecaster says at a lead time; nothing at 0."""
+        step, share = divmod(lead / self.lead_minutes + 1e-6, 1.0)
+        before = told[:, int(step) - 1] if step >= 1 else torch.zeros_like(told[:, 0])
+        return before if share < 1e-3 else torch.lerp(before, told[:, int(step)], share)
+
+    def forward(
+        self, x: Float[Tensor, "B P 2 Y X"], minutes: Sequence[float], *, guess_only: bool = False
+    ) -> Float[Tensor, "B L K Y X"]:
+        """x: values and validity of the past frames, the newest last, moved to the present; `minutes` of lead."""
+        return torch.stack(list(self.leads(x, minutes, guess_only=guess_only)), dim=1)
