@@ -105,11 +105,16 @@ def score_table(result: Mapping[str, Any], *, intervals: bool = True) -> tuple[l
 
 def notes(result: Mapping[str, Any]) -> list[str]:
     """What one must know to read the tables."""
-    units = result["units"]
+    units, tried = result["units"], [f"{rate:g}" for rate in result["learning_rates"]]
+    named = [row["name"] == row["net"] for row in result["rows"]]
+    matched = "Sizes as named, not matched" if all(named) else f"Matched by {_MATCHES[result['match']]}"
+    if any(named) and not all(named):
+        matched += ", but for nets named with their size"
+    rate = f"the learning rate of each net was chosen on validation from {', '.join(tried)}"
+    if len(tried) == 1:
+        rate = f"learning rate {tried[0]} for all"
     found = [
-        f"Matched by {_MATCHES[result['match']]}. {result['seeds']} seeds; the learning rate of each net was chosen on "
-        f"validation from {', '.join(f'{rate:g}' for rate in result['learning_rates'])}; "
-        "training stopped early by validation; the test cases were forecast once.",
+        f"{matched}. {result['seeds']} seeds; {rate}; training stopped early by validation; the test cases were forecast once.",
         f"Test: {result['cases']} cases in {units['count']} {units['of']}. In brackets: 95 % intervals, for the choice of "
         "cases (bootstrap) and the scatter of seeds (Student's t) together.",
     ]
