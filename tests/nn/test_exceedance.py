@@ -105,6 +105,14 @@ def test_any_frame_size_and_gradients_for_every_weight() -> None:
         assert weight.grad.abs().sum() > 0, name
 
 
+def test_strips_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stormcell.nn.exceedance._STRIP", 70)  # two rows and a half
+    model, x = spoken(net()), frames()
+    whole = model(x, [10.0, 15.0])
+    with torch.no_grad():
+        torch.testing.assert_close(model(x, [10.0, 15.0]), whole)
+
+
 def test_levels_ascend() -> None:
     with pytest.raises(ValueError, match=r"levels must ascend\. Received: \(0\.5, 0\.2\)"):
         ExceedanceForecaster((0.5, 0.2), 2)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 LEVELS_MM_H = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 _LEAST = 0.05  # what is less probable is not forecast, however much CSI it promises
 _MOST_PIXELS = 100_000  # that are sorted
+_STRIP_ROWS = 16
 _BEYOND = 2.0  # steps between levels, above the highest
 _LIFETIME_MINUTES, _WAVELENGTH_KM, _EXPONENT = 30.0, 20.0, 1.0  # of noise: lifetime at a wavelength, and how it grows
 
@@ -60,7 +61,7 @@ def best_probabilities(logits: Float[Tensor, "K Y X"], seen: Tensor | None = Non
     """
     count = logits.shape[-2] * logits.shape[-1]
     stride = max(1, math.isqrt(count // _MOST_PIXELS))
-    thinned = torch.sigmoid(logits[:, ::stride, ::stride].flatten(1))
+    thinned = torch.sigmoid(nested(logits[:, ::stride, ::stride]).flatten(1))
     if seen is not None and seen[::stride, ::stride].any():
         thinned = thinned[:, seen[::stride, ::stride].flatten()]
     falling = thinned.sort(dim=1, descending=True).values
@@ -75,8 +76,8 @@ def best_field(
     logits: Float[Tensor, "K Y X"], seen: Tensor | None = None, levels: Sequence[float] = LEVELS_MM_H
 ) -> Float[Tensor, "Y X"]:
     """Rain rates, mm/h, whose expected CSI is greatest at each level over the pixels `seen`."""
-    logits = nested(logits)
-    return rate_at(logits, best_probabilities(logits, seen), levels)
+    limits = best_probabilities(logits, seen)
+    return torch.cat([rate_at(strip, limits, levels) for strip in logits.split(_STRIP_ROWS, dim=1)])  # in the cache
 
 
 def noise(
