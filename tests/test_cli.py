@@ -428,6 +428,7 @@ def test_a_lagrangian_model_and_its_ensemble(work: Path, tmp_path: Path, capsys:
     )
     result = json.loads(scores.read_text())
     assert {row["forecaster"] for row in result["scores"]} >= {"stormcell", "ensemble", "persistence", "optical-flow"}
+    assert result["left_out_cases"] == 0  # those between two cases are not held to have been trained on
     refused(capsys, "train one with --model lagrangian", "forecast", work / "new.nc", "-m", work / "m.safetensors",
             "--members", "3", "-o", ensemble)  # fmt: skip
     refused(capsys, "--model knows plain, lagrangian", "train", work / "train.nc", "-o", model, "--model", "best")

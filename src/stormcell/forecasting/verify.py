@@ -229,6 +229,7 @@ def hindcast(
         raise InputError(
             f"all {len(starts)} cases have frames that this model was trained or chosen on: verify it on other frames"
         )
+    left_out = len(starts) - len(fresh)
     fresh = _apart(fresh, runs, every_minutes)
     scored = np.arange(steps) if leads is None else np.array([lead - 1 for lead in leads])
     if not len(scored) or scored.min() < 0 or scored.max() >= steps:
@@ -265,7 +266,7 @@ def hindcast(
     lead = np.array([advance(first, forecaster.step, int(k) + 1) - first for k in scored])
     scores = tally.scores(lead, units=units)
     scores.attrs["rivals"] = settings
-    scores.attrs["left_out_cases"] = len(starts) - len(fresh)
+    scores.attrs["left_out_cases"] = left_out
     scores.attrs["left_out_frames"] = int(sum(k.sum() for k in known))
     return Hindcast(scores, samples)
 
