@@ -27,12 +27,10 @@ from stormcell.data.frames import open_runs
 from stormcell.data.reading import Reading
 from stormcell.data.units import Transform
 from stormcell.data.windows import Split, runs_of
-from stormcell.forecasting.exceedance import LEVELS_MM_H
 from stormcell.forecasting.lagrangian import LagrangianForecaster
 from stormcell.forecasting.tally import scores_to_json
 from stormcell.forecasting.train import Plan, Recipe, train
 from stormcell.forecasting.verify import hindcast
-from stormcell.nn.exceedance import ExceedanceForecaster
 from stormcell.provenance import commit, machine
 from stormcell.writing import whole_file
 
@@ -62,19 +60,18 @@ def events(folder: Path, fold: str) -> list[xr.DataArray]:
 
 def untrained(recipe: Recipe) -> LagrangianForecaster:
     """For frames of any step up to 15 minutes, at 2 km."""
-    transform = Transform(zr=(200.0, 1.6))
-    levels = transform.encode(np.array(LEVELS_MM_H, dtype=np.float32), "mm/h").tolist()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        network = ExceedanceForecaster(
-            levels,
-            len(AGES),
-            lead_minutes=LEAD_MINUTES,
+        return LagrangianForecaster.at_ages(
+            Transform(zr=(200.0, 1.6)),
+            AGES,
+            LEAD_MINUTES,
+            FUTURE,
+            2000.0,
             hidden_channels=recipe.hidden_channels,
             kernel_size=recipe.kernel_size,
             patch=recipe.patch,
         )
-    return LagrangianForecaster(network, transform, 5.0, len(AGES), FUTURE, 2000.0, {}, AGES)
 
 
 def planned(training: list[xr.DataArray], choosing: list[xr.DataArray], recipe: Recipe) -> Plan:
@@ -83,7 +80,7 @@ def planned(training: list[xr.DataArray], choosing: list[xr.DataArray], recipe: 
     chosen = forecaster.windows(choosing, crop=recipe.crop, seed=recipe.seed, fixed=96)
     forecaster.card |= {"recipe": asdict(recipe), "frames": []}
     split = Split(training, choosing, [])
-    return Plan(split, recipe, windows, chosen, forecaster.network, forecaster, json.dumps(asdict(recipe)))
+    return Plan(split, recipe, windows, chosen, forecaster, json.dumps(asdict(recipe)))
 
 
 def trained(folder: Path, fold: str, recipe: Recipe, models: Path) -> LagrangianForecaster:

@@ -24,7 +24,7 @@ _LEAST = 0.05  # what is less probable is not forecast, however much CSI it prom
 _MOST_PIXELS = 100_000  # that are sorted
 _STRIP_ROWS = 16
 _BEYOND = 2.0  # steps between levels, above the highest
-_LIFETIME_MINUTES, _WAVELENGTH_KM, _EXPONENT = 30.0, 20.0, 1.0  # of noise: lifetime at a wavelength, and how it grows
+_LIFETIME_MINUTES, _WAVELENGTH_KM = 30.0, 20.0  # of noise: it grows with the wavelength
 
 
 def nested(logits: Float[Tensor, "K Y X"]) -> Float[Tensor, "K Y X"]:
@@ -95,7 +95,7 @@ def noise(
     frequency = torch.from_numpy(np.hypot(down[:, None], across).astype(np.float32))
     amplitude = _smooth(amplitude, frequency)
     amplitude[0, 0] = 0
-    lifetime = _LIFETIME_MINUTES * (1 / (frequency.clamp(min=1e-6) * _WAVELENGTH_KM)) ** _EXPONENT
+    lifetime = _LIFETIME_MINUTES * (1 / (frequency.clamp(min=1e-6) * _WAVELENGTH_KM))
     generator = torch.Generator().manual_seed(seed)
 
     def white() -> Tensor:

@@ -114,7 +114,7 @@ class Forecaster:
             wanted = "rain, mm/h or dBZ" if self.transform.rain else self.transform.units
             raise InputError(f"{source} is in {units}, which does not convert to the model's unit ({wanted})")
         step = time_step(frames.time.values)
-        if step is not None and step != self.step and not _close(step, self.step, 0.02):
+        if step is not None and step != self.step and not close(step, self.step, 0.02):
             advice = "use a model trained on that step"
             if not isinstance(step, str) and not isinstance(self.step, str) and _divides(step, self.step):
                 advice = f"give --step-minutes {self.step:g} to thin them"
@@ -124,10 +124,10 @@ class Forecaster:
         spacing = grid_spacing(frames)
         if any_grid or spacing is None or self.grid_spacing_m is None:
             return self
-        if not _close(spacing, self.grid_spacing_m, SPACING_TOLERANCE):
+        if not close(spacing, self.grid_spacing_m, SPACING_TOLERANCE):
             n = round(self.grid_spacing_m / spacing)
             advice = "use a model trained on that grid"
-            if n >= 2 and _close(n * spacing, self.grid_spacing_m, SPACING_TOLERANCE):
+            if n >= 2 and close(n * spacing, self.grid_spacing_m, SPACING_TOLERANCE):
                 advice = f"give --coarsen {n}"
             raise InputError(
                 f"{source} has a grid of {spacing / 1000:.3g} km, the model one of {self.grid_spacing_m / 1000:.3g} km: "
@@ -270,10 +270,9 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Forecaster:
             )
         if card["format"] != FORMAT:
             raise InputError(f"{path} has format {card['format']}; this version of Stormcell reads {FORMAT}")
-        from .lagrangian import LagrangianForecaster
+        from .models import MODELS
 
-        kinds: dict[str, Any] = {kind.kind: kind for kind in (Forecaster, LagrangianForecaster)}
-        kind = kinds[card.get("model", Forecaster.kind)]
+        kind: Any = MODELS[card.get("model", Forecaster.kind)]
         network, own = kind.built(card["architecture"])
         network.load_state_dict(weights)
         if card["step"] != MONTH and not float(card["step"]) > 0:
@@ -371,7 +370,8 @@ def _exceedance(members: xr.DataArray) -> xr.DataArray:
     return found
 
 
-def _close(a: Step, b: Step, tolerance: float) -> bool:
+def close(a: Step, b: Step, tolerance: float) -> bool:
+    """Whether a step or a spacing is another one, to a share of the latter."""
     return not isinstance(a, str) and not isinstance(b, str) and abs(a - b) <= tolerance * b
 
 

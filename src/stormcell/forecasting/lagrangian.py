@@ -26,7 +26,7 @@ from ..errors import InputError
 from ..nn.advection import paths, sample
 from ..nn.exceedance import ExceedanceForecaster
 from .exceedance import LEVELS_MM_H, best_field, member, noise
-from .forecast import SPACING_TOLERANCE, Forecaster
+from .forecast import SPACING_TOLERANCE, Forecaster, close
 from .losses import exceedance_loss
 from .motion import Array, motion_field, pysteps
 
@@ -112,12 +112,35 @@ class LagrangianForecaster(Forecaster):
                 f"{step_text(step)} apart: use --model plain"
             )
         pysteps()
-        levels = transform.encode(np.array(LEVELS_MM_H, dtype=np.float32), "mm/h").tolist()
-        network = ExceedanceForecaster(
-            levels, past, lead_minutes=step, hidden_channels=hidden_channels, kernel_size=kernel_size, patch=patch
-        )
         ages = tuple(step * (k + 1 - past) for k in range(past))
-        return cls(network, transform, step, frames_needed(step, ages), future, grid_spacing_m, {}, ages)
+        return cls.at_ages(
+            transform,
+            ages,
+            step,
+            future,
+            grid_spacing_m,
+            hidden_channels=hidden_channels,
+            kernel_size=kernel_size,
+            patch=patch,
+        )
+
+    @classmethod
+    def at_ages(
+        cls,
+        transform: Transform,
+        ages: tuple[float, ...],
+        lead_minutes: float,
+        future: int,
+        grid_spacing_m: float | None,
+        **network: Any,
+    ) -> LagrangianForecaster:
+        """Untrained, for these ages and for `future` lead times, whatever the step of the frames; `network`: as in
+        `ExceedanceForecaster`.
+        """
+        levels = transform.encode(np.array(LEVELS_MM_H, dtype=np.float32), "mm/h").tolist()
+        net = ExceedanceForecaster(levels, len(ages), lead_minutes=lead_minutes, **network)
+        past = frames_needed(lead_minutes, ages)
+        return cls(net, transform, lead_minutes, past, future, grid_spacing_m, {}, ages)
 
     @classmethod
     def span(cls, step: Step, past: int, future: int) -> tuple[int, int]:
@@ -226,7 +249,7 @@ class LagrangianForecaster(Forecaster):
         """Of the model's grid over frames of this shape."""
         height, width = shape[-2:]
         spacing, own = self.spacing_m, self.grid_spacing_m
-        if spacing is None or own is None or abs(spacing - own) <= SPACING_TOLERANCE * own:
+        if spacing is None or own is None or close(spacing, own, SPACING_TOLERANCE):
             return height, width
         return max(1, round(height * spacing / own)), max(1, round(width * spacing / own))
 

@@ -39,16 +39,15 @@ from ..data.units import Transform
 from ..data.windows import Sample, Split, Windows, common_step, count_windows, split_or_advise
 from ..errors import InputError
 from ..writing import check_writable
-from .forecast import SPACING_TOLERANCE, Forecaster, load
-from .lagrangian import LagrangianForecaster
+from .forecast import SPACING_TOLERANCE, Forecaster, close, load
 from .loop import CtrlC, Last, on_device, quiet
+from .models import MODELS
 
 _VALIDATION_SAMPLES = 48
 _VALIDATIONS = 12  # in the time given by `minutes`
 
 
 _OPTIONS = {"hidden_channels": "hidden", "base": "from"}  # where they are not called as in a Recipe
-MODELS: dict[str, type[Forecaster]] = {kind.kind: kind for kind in (Forecaster, LagrangianForecaster)}
 
 
 @dataclass(frozen=True)
@@ -180,9 +179,12 @@ class Plan:
     recipe: Recipe
     training: Windows
     validation: Windows
-    network: nn.Module
     forecaster: Forecaster
     identity: str
+
+    @property
+    def network(self) -> nn.Module:
+        return self.forecaster.network
 
 
 def plan(
@@ -222,7 +224,7 @@ def plan(
     identity = json.dumps({"recipe": asdict(fixed), "frames": [f["digest"] for f in frames]}, sort_keys=True)
     frames += forecaster.card.get("frames", [])  # what a model was begun with, it has seen
     forecaster.card |= {"version": __version__, "frames": frames, "recipe": asdict(recipe)}
-    return Plan(split, recipe, training, chosen, forecaster.network, forecaster, identity)
+    return Plan(split, recipe, training, chosen, forecaster, identity)
 
 
 def _drawn(recipe: Recipe, transform: Transform, step: Step, spacing: float | None) -> Forecaster:
@@ -245,7 +247,7 @@ def _begun(path: Path, runs: Sequence[xr.DataArray]) -> Forecaster:
     model, suited = load(path), []
     for run in runs:
         spacing, own = grid_spacing(run), model.grid_spacing_m
-        if spacing is not None and own is not None and abs(spacing - own) > SPACING_TOLERANCE * own:
+        if spacing is not None and own is not None and not close(spacing, own, SPACING_TOLERANCE):
             n = round(own / spacing)
             advice = f": give --coarsen {n}" if n > 1 else ""
             raise InputError(
