@@ -12,23 +12,28 @@ fold whose scores are there is not computed again.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import torch
 import xarray as xr
 
 from stormcell import load
+from stormcell.data.axes import grid_spacing
 from stormcell.data.frames import open_runs
 from stormcell.data.reading import Reading
 from stormcell.data.units import Transform
 from stormcell.data.windows import Split, runs_of
+from stormcell.forecasting.baselines import Array, baselines_on
 from stormcell.forecasting.lagrangian import LagrangianForecaster
-from stormcell.forecasting.tally import scores_to_json
+from stormcell.forecasting.tally import FEWEST_BLOCKS, scores_to_json
 from stormcell.forecasting.train import Plan, Recipe, train
 from stormcell.forecasting.verify import hindcast
 from stormcell.provenance import commit, machine
@@ -83,28 +88,44 @@ def planned(training: list[xr.DataArray], choosing: list[xr.DataArray], recipe: 
     return Plan(split, recipe, windows, chosen, forecaster, json.dumps(asdict(recipe)))
 
 
-def trained(folder: Path, fold: str, recipe: Recipe, models: Path) -> LagrangianForecaster:
-    path = models / f"{fold}.safetensors"
+def parts(fold: str) -> tuple[str, list[str]]:
+    """Of the networks left, the one that chooses the weights, and those that train."""
+    names = list(FOLDS)
+    choosing = names[(names.index(fold) + 1) % len(names)]
+    return choosing, [name for name in names if name not in (fold, choosing)]
+
+
+def trained(folder: Path, fold: str, recipe: Recipe, work: Path) -> LagrangianForecaster:
+    path = work / f"{fold}.safetensors"
     if not path.exists():
-        names = list(FOLDS)
-        choosing = names[(names.index(fold) + 1) % len(names)]
-        training = [run for name in names if name not in (fold, choosing) for run in events(folder, name)]
+        choosing, others = parts(fold)
+        training = [run for name in others for run in events(folder, name)]
         train(planned(training, events(folder, choosing), recipe), path, command="experiments/skill.py")
     forecaster = load(path)
     assert isinstance(forecaster, LagrangianForecaster)
     return forecaster
 
 
-def scored(folder: Path, fold: str, forecaster: LagrangianForecaster, rivals: list[str], members: int) -> list[Any]:
+def nowcast(rival: str, spacing_m: float, step: float, past: Array, steps: int) -> Array:
+    """Of a rival; kept on disk, since it knows nothing of our models."""
+    return baselines_on([rival], spacing_m=spacing_m, step=step)[0][rival](past, steps)
+
+
+def scored(
+    folder: Path, fold: str, forecaster: LagrangianForecaster, rivals: list[str], members: int, memory: joblib.Memory
+) -> list[Any]:
     runs = events(folder, fold)
     step = float((runs[0].time.values[1] - runs[0].time.values[0]) / np.timedelta64(60, "s"))
+    spacing = grid_spacing(runs[0]) or 2000.0
+    kept = memory.cache(nowcast, verbose=0)
+    against = {rival: functools.partial(kept, rival, spacing, step) for rival in rivals}
     found = []
     for minutes in PASSES.get(fold, LEADS):
         leads = [round(lead / step) for lead in minutes]
         scores = hindcast(
             forecaster,
             runs,
-            against=rivals,
+            against=against,
             steps=max(leads),
             leads=leads,
             members=members,
@@ -113,33 +134,87 @@ def scored(folder: Path, fold: str, forecaster: LagrangianForecaster, rivals: li
             scales=(5, 11, 21),
             sample_count=0,
         ).scores
-        found.append(json.loads(scores_to_json(scores)))
+        settings = baselines_on(rivals, spacing_m=spacing, step=step)[1]
+        found.append(json.loads(scores_to_json(scores.assign_attrs(rivals=settings))))
     return found
 
 
 def table() -> str:
-    """CSI of each fold, lead time and threshold, and how the targets are met."""
-    lines, ratios = [], {}
-    for path in sorted(RESULTS.glob("*.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
+    """Each fold's CSI, then what is asked of the mean over folds, and what came out."""
+    folds = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
+    at = {
+        (fold, row["forecaster"], row["lead_minutes"]): row
+        for fold, result in folds.items()
+        for scores in result["scores"]
+        for row in scores["scores"]
+    }
+    names = list(dict.fromkeys(name for _, name, _ in at))
+    lines = ["| fold | lead | cases, blocks | mm/h | " + " | ".join(names) + " |", "|---" * (4 + len(names)) + "|"]
+    for fold, result in folds.items():
         for scores in result["scores"]:
-            rows = {(row["forecaster"], row["lead_minutes"]): row for row in scores["scores"]}
-            names = list(dict.fromkeys(name for name, _ in rows))
-            for lead in dict.fromkeys(lead for _, lead in rows):
+            enough = f"{scores['cases']}, {scores['blocks']}" + (
+                "" if scores["blocks"] >= FEWEST_BLOCKS else " (too few for an interval)"
+            )
+            for lead in dict.fromkeys(row["lead_minutes"] for row in scores["scores"]):
                 for k, level in enumerate(THRESHOLDS):
-                    csi = {name: rows[name, lead]["thresholds"][k]["csi"] for name in names}
-                    ratios.setdefault((lead, level), []).append(csi)
-                    cells = "  ".join(f"{name} {csi[name]:.3f}" for name in names)
-                    lines.append(
-                        f"{path.stem:6} +{lead:g} min  ≥ {level:g}: {cells}  ({scores['cases']} cases, {scores['blocks']} blocks)"
-                    )
-    lines.append("")
-    for (lead, level), found in sorted(ratios.items()):
-        means = {name: np.mean([one[name] for one in found]) for name in found[0]}
-        lines.append(
-            f"mean   +{lead:g} min  ≥ {level:g}: " + "  ".join(f"{name} {value:.3f}" for name, value in means.items())
+                    cells = [_with_interval(at[fold, name, lead]["thresholds"][k], "csi") for name in names]
+                    lines.append(f"| {fold} | +{lead:g} | {enough} | {level:g} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", *_targets(folds, at)]) if folds else "nothing is known yet"
+
+
+def _with_interval(entry: dict[str, Any], name: str) -> str:
+    value, (low, high) = entry[name], entry[f"{name}_interval"]
+    if value is None:
+        return "–"
+    return f"{value:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
+
+
+def _targets(folds: dict[str, Any], at: dict[Any, Any]) -> list[str]:
+    def mean(name: str, lead: float, get: Callable[[dict[str, Any]], float]) -> float:
+        """Over the folds that hold this lead time."""
+        return float(np.mean([get(row) for (_, who, when), row in at.items() if who == name and when == lead]))
+
+    def csi(k: int) -> Callable[[dict[str, Any]], float]:
+        return lambda row: row["thresholds"][k]["csi"]
+
+    def verdict(what: str, value: float, asked: float, *, most: bool = False) -> str:
+        met = value <= asked if most else value >= asked
+        return f"{'met   ' if met else 'MISSED'}  {what}: {value:.3f} ({'≤' if most else '≥'} {asked:g} asked)"
+
+    leads = sorted({lead for _, _, lead in at})
+    places = [(lead, k) for lead in leads for k in range(len(THRESHOLDS))]
+    found = []
+    for lead, k in places:
+        ours, flow = mean("stormcell", lead, csi(k)), mean("optical-flow", lead, csi(k))
+        found.append(verdict(f"CSI at {THRESHOLDS[k]:g} mm/h, +{lead:g} min, over optical flow's", ours / flow, 1.0))
+    for rival, asked in (("optical-flow", 1.10), ("s-prog", 1.05)):
+        ours, its = (np.mean([mean(name, lead, csi(k)) for lead, k in places]) for name in ("stormcell", rival))
+        found.append(verdict(f"mean CSI over {rival}'s", float(ours / its), asked))
+    for fold, result in folds.items():
+        own = [lead for lead in leads if (fold, "stormcell", lead) in at]
+        ours, flow = (
+            np.mean([at[fold, name, lead]["thresholds"][k]["csi"] for lead in own for k in range(len(THRESHOLDS))])
+            for name in ("stormcell", "optical-flow")
         )
-    return "\n".join(lines)
+        few = "" if result["scores"][0]["blocks"] >= FEWEST_BLOCKS else ", too few blocks for an interval"
+        found.append(verdict(f"{fold}: mean CSI over optical flow's{few}", float(ours / flow), 0.95))
+    for lead in leads:
+        ours, its = (mean(name, lead, lambda row: row["crps"]) for name in ("ensemble", "steps"))
+        found.append(verdict(f"CRPS over STEPS', +{lead:g} min", ours / its, 0.95, most=True))
+    for (fold, who, lead), row in at.items():
+        if who == "ensemble":
+            for entry in row["thresholds"]:
+                bins = [one for one in entry["reliability"] if one["consistency"][0] is not None]
+                inside = sum(
+                    one["consistency"][0] <= one["observed_frequency"] <= one["consistency"][1] for one in bins
+                )
+                if bins:
+                    what = f"{fold}, +{lead:g} min, {entry['threshold']:g} mm/h: share of {len(bins)} bins in the band"
+                    found.append(verdict(what, inside / len(bins), 1.0))
+    if 60.0 in leads:
+        power = mean("ensemble", 60.0, lambda row: row["relative_power"])
+        found.append(verdict("power of a member at 4 to 16 km over the observed, +60 min", power, 0.5))
+    return found
 
 
 def main() -> None:
@@ -149,25 +224,32 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="of training a fold")
     parser.add_argument("--members", type=int, default=20)
     parser.add_argument("--rivals", default="persistence,optical-flow,s-prog,steps")
-    parser.add_argument("--models", type=Path, default=Path("skill-models"), help="folder for the models of the folds")
+    parser.add_argument(
+        "--work", type=Path, default=Path("skill-work"), help="folder for models, and rivals' nowcasts (30 GB)"
+    )
     parser.add_argument("--table", action="store_true")
     asked = parser.parse_args()
     if asked.events is not None:
         RESULTS.mkdir(parents=True, exist_ok=True)
-        asked.models.mkdir(parents=True, exist_ok=True)
+        asked.work.mkdir(parents=True, exist_ok=True)
+        memory = joblib.Memory(asked.work / "rivals", verbose=0)
         recipe = Recipe(model="lagrangian", past=3, future=FUTURE, minutes=asked.minutes, crop=96, batch=8,
-                        hidden_channels=(32, 32), learning_rate=2e-3, device="auto")  # fmt: skip
+                        hidden_channels=(48, 48), patch=8, learning_rate=1.5e-2, device="auto")  # fmt: skip
         for fold in asked.folds.split(","):
             path = RESULTS / f"{fold}.json"
             if path.exists():
                 continue
             began = time.perf_counter()
-            forecaster = trained(asked.events, fold, recipe, asked.models)
+            forecaster = trained(asked.events, fold, recipe, asked.work)
             result = {
                 "commit": commit(),
                 "machine": machine(),
                 "recipe": asdict(recipe),
-                "scores": scored(asked.events, fold, forecaster, asked.rivals.split(","), asked.members),
+                "chosen_on": parts(fold)[0],
+                "trained_on": parts(fold)[1],
+                "updates": forecaster.card["updates"],
+                "validation": forecaster.card["validation"],
+                "scores": scored(asked.events, fold, forecaster, asked.rivals.split(","), asked.members, memory),
                 "wall_seconds": round(time.perf_counter() - began),
             }
             with whole_file(path) as temporary:

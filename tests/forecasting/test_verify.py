@@ -10,7 +10,7 @@ import xarray as xr
 
 from stormcell import Forecaster, InputError, verify
 from stormcell.data.windows import split_at_gaps
-from stormcell.forecasting.baselines import BASELINES
+from stormcell.forecasting.baselines import BASELINES, persistence
 from stormcell.forecasting.forecast import as_forecast
 from stormcell.forecasting.tally import scores_to_json
 from stormcell.forecasting.verify import hindcast, seen
@@ -112,6 +112,14 @@ def test_hindcast_against_ensembles(model: Forecaster, rain: xr.DataArray) -> No
     assert rivals["steps"]["seed"] == 0
     again = hindcast(model, runs, against=["persistence", "optical-flow", "s-prog", "steps"], scales=(5,)).scores
     xr.testing.assert_identical(scores, again)
+
+
+def test_hindcast_against_a_rival_of_ones_own(model: Forecaster, rain: xr.DataArray) -> None:
+    runs = split_at_gaps(rain)[25:26]
+    own = hindcast(model, runs, against={"mine": persistence}, scales=(5,)).scores
+    known = hindcast(model, runs, scales=(5,)).scores
+    assert own.forecaster.values.tolist() == ["stormcell", "mine"]
+    np.testing.assert_array_equal(own.csi.sel(forecaster="mine"), known.csi.sel(forecaster="persistence"))
 
 
 def test_frames_the_model_was_made_with_are_left_out(model: Forecaster, rain: xr.DataArray) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stormcell.nn.exceedance import ExceedanceForecaster, FirstGuess
+from stormcell.nn.exceedance import ExceedanceForecaster, FirstGuess, means
 
 LEVELS = (0.2, 0.5)
 
@@ -27,40 +27,55 @@ def spoken(model: ExceedanceForecaster) -> ExceedanceForecaster:
     return model
 
 
-def test_shares_by_hand() -> None:
-    guess = FirstGuess(LEVELS, scales=(1, 2))
-    value = torch.tensor([[0.0, 0.3, 0.6, 0.6], [0.3, 0.3, 0.6, 0.1]])[None, None]
+def test_means_by_hand() -> None:
+    value = torch.zeros(1, 1, 16, 16)
+    value[..., 8:] = 1.0
+    pixel, around, wider = means(value, torch.ones(1, 1, 16, 16), octaves=2)[0, 0]
+    torch.testing.assert_close(pixel, value[0, 0], rtol=0, atol=1e-3)
+    # Halved by (1, 3, 3, 1)/8: 0, 1/8, 7/8, 1 for two columns each, and between their centres linearly.
+    columns = torch.tensor([0.0, 0.03125, 0.09375, 0.3125, 0.6875, 0.90625, 0.96875, 1.0])
+    torch.testing.assert_close(around[:, 4:12], columns.expand(16, 8), rtol=0, atol=1e-3)
+    assert 0.05 < wider[8, 4] < 0.15 < wider[8, 6] < 0.5 < wider[8, 9] < 0.85 < wider[8, 11] < 0.95
+
+
+def test_surroundings_are_about_gaussian_and_double_in_width() -> None:
+    value = torch.zeros(1, 1, 256, 256)
+    value[..., 126:130, 126:130] = 1.0
+    spread = []
+    for around in means(value, torch.ones(1, 1, 256, 256), octaves=4)[0, 0, 1:]:
+        share = around.sum(dim=0) / around.sum()
+        spread.append(float((share * (torch.arange(256) - 127.5) ** 2).sum()) ** 0.5)
+    expected = [(1.3**2 * 4**k + 1.25) ** 0.5 for k in range(4)]  # and the variance of four pixels in a row
+    assert spread == pytest.approx(expected, rel=0.05)
+
+
+def test_shares_are_means_of_events() -> None:
+    guess = FirstGuess(LEVELS, octaves=1)
+    value = torch.rand(2, 1, 9, 13, generator=torch.Generator().manual_seed(0))
     shares = guess.shares(value, torch.ones_like(value))
-    assert shares.shape == (1, 2, 2, 2, 4)
-    assert shares[0, :, 0].round(decimals=3).tolist() == [
-        [[0, 1, 1, 1], [1, 1, 1, 0]],
-        [[0, 0, 1, 1], [0, 0, 1, 0]],
-    ]
-    # Blocks of 2×2 hold 3/4 and 3/4 of the first level, 0 and 3/4 of the second; a quarter of the way between two.
-    near = {"rtol": 0, "atol": 1e-3}
-    torch.testing.assert_close(shares[0, 0, 1], torch.full((2, 4), 0.75), **near)
-    torch.testing.assert_close(shares[0, 1, 1], torch.tensor([0.0, 0.1875, 0.5625, 0.75]).expand(2, 4), **near)
+    assert shares.shape == (2, 2, 2, 9, 13)
+    torch.testing.assert_close(shares[:, 1, 0], (value[:, 0] >= 0.5).float(), rtol=0, atol=1e-3)
+    assert shares[:, :, 1].mean(dim=(0, 2, 3)).tolist() == pytest.approx([0.8, 0.5], abs=0.05)
 
 
 def test_a_missing_pixel_is_not_dry() -> None:
-    guess = FirstGuess(LEVELS, scales=(2,))
+    guess = FirstGuess(LEVELS, octaves=1)
     value, valid = torch.full((1, 1, 2, 2), 0.9), torch.ones(1, 1, 2, 2)
     value[..., 0, 0], valid[..., 0, 0] = 0, 0
-    torch.testing.assert_close(guess.shares(value, valid), torch.ones(1, 2, 1, 2, 2), rtol=0, atol=3e-4)
+    torch.testing.assert_close(guess.shares(value, valid), torch.ones(1, 2, 2, 2, 2), rtol=0, atol=3e-3)
 
 
-def test_where_nothing_is_valid_the_wider_block_speaks() -> None:
-    guess = FirstGuess(LEVELS, scales=(1, 4))
-    value, valid = torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)
-    value[..., :2] = 0.3
+def test_where_nothing_is_valid_the_surroundings_speak() -> None:
+    value, valid = torch.zeros(1, 1, 8, 8), torch.ones(1, 1, 8, 8)
+    value[..., :4] = 0.3
     valid[..., 0, :] = 0
-    shares = guess.shares(value, valid)[0, 0]
-    torch.testing.assert_close(shares[0, 0], torch.full((4,), 0.5), rtol=0, atol=1e-3)
-    torch.testing.assert_close(shares[0, 1], torch.tensor([1.0, 1.0, 0.0, 0.0]), rtol=0, atol=1e-3)
+    pixel, around = means(value >= 0.2, valid, octaves=1)[0, 0]
+    torch.testing.assert_close(pixel[0], around[0], rtol=0, atol=1e-3)
+    torch.testing.assert_close(pixel[1], torch.tensor([1.0] * 4 + [0.0] * 4), rtol=0, atol=1e-3)
 
 
 def test_the_guess_mixes_by_level_and_lead() -> None:
-    guess = FirstGuess(LEVELS, scales=(1, 2))
+    guess = FirstGuess(LEVELS, octaves=1)
     with torch.no_grad():
         guess.weight.zero_()
         guess.weight[0, :, -1] = -50  # no climate

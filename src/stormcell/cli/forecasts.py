@@ -68,8 +68,16 @@ def train(
     batch: Annotated[int, typer.Option(help="Crops an update.", min=1)] = 4,
     hidden: Annotated[str, typer.Option(help="Hidden channels of the layers.")] = "48,48",
     kernel_size: Annotated[int, typer.Option(help="Of all convolutions.", min=1, max=99)] = 3,
-    patch: Annotated[int, typer.Option(help="Pixels folded into one cell of the network's map.", min=1, max=64)] = 4,
-    learning_rate: Annotated[float, typer.Option(help="The highest.")] = 1e-3,
+    patch: Annotated[
+        int | None,
+        typer.Option(
+            help="Pixels folded into one cell of the network's map: 4, of lagrangian models 8.", min=1, max=64
+        ),
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help="The highest: 0.001, of lagrangian models 0.015; with --from a fifth of that."),
+    ] = None,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Of weights and crops.", min=0, max=LARGEST_SEED)] = 0,
     config: Config = None,

@@ -54,6 +54,7 @@ class Forecaster:
 
     kind: ClassVar[str] = "plain"
     reference: ClassVar[str] = "persistence"
+    usual: ClassVar[dict[str, Any]] = {"patch": 4, "learning_rate": 1e-3}  # in training, unless told otherwise
 
     network: EncoderForecaster
     transform: Transform
@@ -93,10 +94,6 @@ class Forecaster:
     def windows(self, runs: Sequence[xr.DataArray], **options: Any) -> Windows:
         """Samples to train on, or to choose by."""
         return Windows(runs, self.transform, past=self.past, future=self.future, **options)
-
-    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """For an optimizer."""
-        return [{"params": list(self.network.parameters())}]
 
     def loss(self, batch: Sample) -> Tensor:
         """What training minimises."""

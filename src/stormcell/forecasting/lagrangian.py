@@ -35,7 +35,6 @@ _MOTION_MINUTES = 10.0  # of past that the motion is taken from, and three frame
 _FEWEST_FRAMES = 3
 _WIDEST_MARGIN = 64  # pixels
 _LEADS_AN_UPDATE = 2
-_GUESS_RATE = 10.0  # of the first guess's few weights, over the learning rate of the others
 
 
 def frames_needed(step: float, ages: Sequence[float]) -> int:
@@ -88,6 +87,7 @@ class LagrangianForecaster(Forecaster):
 
     kind: ClassVar[str] = "lagrangian"
     reference: ClassVar[str] = "first guess"
+    usual: ClassVar[dict[str, Any]] = {"patch": 8, "learning_rate": 1.5e-2}
 
     @classmethod
     def untrained(
@@ -159,11 +159,6 @@ class LagrangianForecaster(Forecaster):
         from .aligned import AlignedWindows
 
         return AlignedWindows(runs, self.transform, ages=self.ages, leads=self.leads, **options)
-
-    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        guess = list(self.network.guess.parameters())
-        rest = [p for name, p in self.network.named_parameters() if not name.startswith("guess.")]
-        return [{"params": rest}, {"params": guess, "lr": _GUESS_RATE * learning_rate, "weight_decay": 0.0}]
 
     def loss(self, batch: Sample) -> Tensor:
         """Of all lead times, but in training of a few that are drawn: they are much alike."""

@@ -45,6 +45,7 @@ from .models import MODELS
 
 _VALIDATION_SAMPLES = 48
 _VALIDATIONS = 12  # in the time given by `minutes`
+_FINE_TUNING = 0.2  # of the usual learning rate
 
 
 _OPTIONS = {"hidden_channels": "hidden", "base": "from"}  # where they are not called as in a Recipe
@@ -60,8 +61,9 @@ class Recipe:
         minutes: stop after so many; epochs: stop after so many (an epoch sees every pixel about once).
         crop: side of the square that is cut from the frames, in pixels.
         batch: crops an update.
-        hidden_channels, kernel_size, patch: of the network (see EncoderForecaster).
-        learning_rate: the highest; it rises over the first 5 % and falls as a cosine to nothing.
+        hidden_channels, kernel_size, patch: of the network (see EncoderForecaster); patch None: 4, of lagrangian models 8.
+        learning_rate: the highest; it rises over the first 5 % and falls as a cosine to nothing. None: 0.001, for
+            lagrangian models 0.015, and with `base` a fifth of that.
         base: model file whose weights, architecture and lengths are gone on with, or None.
         seed: of weights and crops.
         device: "auto", "cpu", "cuda", "mps" …
@@ -76,8 +78,8 @@ class Recipe:
     batch: int = 4
     hidden_channels: tuple[int, ...] = (48, 48)
     kernel_size: int = 3
-    patch: int = 4
-    learning_rate: float = 1e-3
+    patch: int | None = None
+    learning_rate: float | None = None
     base: str | None = None
     seed: int = 0
     device: str = "auto"
@@ -115,8 +117,8 @@ class _Training(lightning.LightningModule):
         return min(self.global_step / max(float(self.trainer.estimated_stepping_batches), 1.0), 1.0)
 
     def configure_optimizers(self) -> Any:
-        groups = self.forecaster.parameter_groups(self.recipe.learning_rate)
-        optimizer = torch.optim.AdamW(groups, lr=self.recipe.learning_rate, weight_decay=1e-4)
+        assert self.recipe.learning_rate is not None
+        optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.recipe.learning_rate, weight_decay=1e-4)
 
         def rate(_: int) -> float:
             done = self.progress()
@@ -212,6 +214,7 @@ def plan(
     else:
         past, future = begun.past, begun.frames_ahead
     split = split_or_advise(runs, past, future, validation=validation, test=test, test_from=test_from)
+    recipe = _whole(recipe, MODELS[recipe.model] if begun is None else type(begun))
     transform = fitted_transform(everything, split.train)
     for name, part in (("training", split.train), ("validation", split.validation)):
         if not any(np.isfinite(values(run.isel(time=t))).any() for run in part for t in range(run.sizes["time"])):
@@ -227,7 +230,18 @@ def plan(
     return Plan(split, recipe, training, chosen, forecaster, identity)
 
 
+def _whole(recipe: Recipe, kind: type[Forecaster]) -> Recipe:
+    """With what is usual for a kind of model in the place of None."""
+    patch, rate = kind.usual["patch"], kind.usual["learning_rate"]
+    return replace(
+        recipe,
+        patch=recipe.patch or patch,
+        learning_rate=recipe.learning_rate or rate * (1.0 if recipe.base is None else _FINE_TUNING),
+    )
+
+
 def _drawn(recipe: Recipe, transform: Transform, step: Step, spacing: float | None) -> Forecaster:
+    assert recipe.patch is not None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         return MODELS[recipe.model].untrained(

@@ -185,7 +185,7 @@ def hindcast(
     forecaster: Forecaster,
     runs: Sequence[xr.DataArray],
     *,
-    against: Sequence[str] = ("persistence",),
+    against: Sequence[str] | Mapping[str, Baseline] = ("persistence",),
     steps: int | None = None,
     leads: Sequence[int] | None = None,
     members: int | None = None,
@@ -200,14 +200,15 @@ def hindcast(
 
     Cases with frames that the model was trained or chosen on are left out, and those nearer than `every_minutes` to the one
     before. `leads` are the steps that are scored, all if left out. With `members` the model's ensemble of so many is a
-    forecaster too, called "ensemble".
+    forecaster too, called "ensemble". `against` are names of baselines, or rivals of one's own by name: functions of past
+    frames (P, Y, X), mm/h for rain, and a number of steps, that return a field (steps, Y, X) or (members, steps, Y, X).
 
     `progress` wraps the list of cases, to show a bar. Samples are taken evenly over the cases, not by merit.
 
     Raises InputError if unit, step or grid do not fit the model, if no case is left, or if a baseline cannot be computed.
     """
     transform, units = forecaster.transform, "mm/h" if forecaster.transform.rain else forecaster.transform.units
-    names = check_baselines(list(against), rain=transform.rain)
+    names = list(against) if isinstance(against, Mapping) else check_baselines(list(against), rain=transform.rain)
     suited = [forecaster.suited(run, any_grid=any_grid) for run in runs]
     if len({one.step for one in suited}) > 1:
         common_step(runs)
@@ -234,7 +235,11 @@ def hindcast(
     scored = np.arange(steps) if leads is None else np.array([lead - 1 for lead in leads])
     if not len(scored) or scored.min() < 0 or scored.max() >= steps:
         raise InputError(f"leads must be steps from 1 to {steps}, not {leads}")
-    rivals, settings = baselines_on(names, spacing_m=grid_spacing(runs[0]), step=forecaster.step)
+    settings: dict[str, dict[str, Any]] = {}
+    if isinstance(against, Mapping):
+        rivals = dict(against)
+    else:
+        rivals, settings = baselines_on(names, spacing_m=grid_spacing(runs[0]), step=forecaster.step)
     levels = _levels(thresholds, rain=transform.rain, low=transform.low, high=transform.high)
     spacing = grid_spacing(runs[0])
     tally = Tally(

@@ -3,10 +3,11 @@
 Works in the storm's coordinates: what it reads has been moved to the present along the motion, and what it says is moved on
 from there (`advection.py`). Then nothing blurs because it moves, and any speed can be followed.
 
-The first guess is the share of pixels of the newest frame above a level, in blocks of growing width around a pixel, mixed
-by weights that follow from level and lead time: near in time the pixel itself, later its surroundings, at last the
-climate. To its logits a small head adds its own at each pixel, from all those shares, the past values, and what the
-encoder–forecaster says of the storm; it begins as zero: untrained, the net is its first guess.
+The first guess is the share of pixels of the newest frame above a level, in surroundings of growing width around a pixel,
+mixed by weights that follow from level and lead time: near in time the pixel itself, later its surroundings, at last the
+climate. To its logits a small head adds its own at each pixel, from the means of all past frames in those surroundings (what
+three frames say together is far less noise than what one says), and from what the encoder–forecaster tells it of the storm;
+it begins as zero: untrained, the net is its first guess.
 """
 
 from __future__ import annotations
@@ -28,11 +29,39 @@ if TYPE_CHECKING:
 
 __all__ = ["ExceedanceForecaster", "FirstGuess"]
 
-SCALES = (1, 2, 4, 8, 16, 32)
+OCTAVES = 5
 _LEAST = 1e-5  # probability
-_LITTLE = 1e-4  # of a block's pixels: what the wider block weighs
+_LITTLE = 1e-4  # of the pixels around: what the wider surroundings weigh
+_HALVING = (0.125, 0.375, 0.375, 0.125)  # a binomial filter
+_SEEN_GAIN = 4.0  # rain of interest is encoded as 0.1 to 0.5: the head learns faster from larger numbers
 _HOUR = 60.0
 _STRIP = 8192  # pixels
+
+
+def means(value: Tensor, valid: Float[Tensor, "B 1 Y X"], octaves: int) -> Float[Tensor, "B C S Y X"]:
+    """Of valid pixels of maps (B, C, Y, X) around each pixel: the pixel itself, then surroundings that double in width, about
+    Gaussian, of standard deviations 1.3, 2.6, 5.2 … pixels.
+
+    Where no pixel is valid around, it is the mean of the wider surroundings; in the widest then 0.
+    """
+    height, width = value.shape[-2:]
+    both = torch.cat([value * valid, valid.expand(len(value), 1, height, width)], dim=1)
+    both = nnf.pad(both, (0, -width % 2**octaves, 0, -height % 2**octaves))
+    filter_ = both.new_tensor(_HALVING)
+    kernel = torch.outer(filter_, filter_).expand(both.shape[1], 1, 4, 4)
+    levels = [both]
+    for _ in range(octaves):
+        levels.append(nnf.conv2d(levels[-1], kernel, stride=2, padding=1, groups=len(kernel)))
+    found: list[Tensor] = []
+    wider: Tensor | float = 0.0
+    for octave, level in reversed(list(enumerate(levels))):
+        mean = level
+        if octave:
+            mean = nnf.interpolate(level, scale_factor=2**octave, mode="bilinear", align_corners=False)
+        mean = mean[..., :height, :width]
+        wider = (mean[:, :-1] + _LITTLE * wider) / (mean[:, -1:] + _LITTLE)
+        found.append(wider)
+    return torch.stack(found[::-1], dim=2)
 
 
 class FirstGuess(nn.Module):
@@ -40,16 +69,16 @@ class FirstGuess(nn.Module):
 
     Args:
         levels: of events (value ≥ level), in the range of the values, ascending.
-        scales: widths of the blocks in pixels.
+        octaves: surroundings of so many widths, beside the pixel itself.
     """
 
     levels: Tensor
 
-    def __init__(self, levels: Sequence[float], scales: Sequence[int] = SCALES) -> None:
+    def __init__(self, levels: Sequence[float], octaves: int = OCTAVES) -> None:
         super().__init__()
-        self.scales = tuple(scales)
+        self.octaves = octaves
         self.register_buffer("levels", torch.tensor(levels))
-        parts = len(levels), len(self.scales) + 1  # the last is the climate
+        parts = len(levels), octaves + 2  # the pixel, its surroundings, the climate
         # Of the logarithm of a part's weight: constant, by hours of lead, by their logarithm.
         self.weight = nn.Parameter(torch.zeros(3, *parts))
         with torch.no_grad():
@@ -57,25 +86,8 @@ class FirstGuess(nn.Module):
         self.climate = nn.Parameter(torch.full((len(levels),), -3.0))
 
     def shares(self, value: Float[Tensor, "B 1 Y X"], valid: Float[Tensor, "B 1 Y X"]) -> Float[Tensor, "B K S Y X"]:
-        """Of valid pixels at or above each level, in blocks of each width, smooth between them.
-
-        Where a block has no valid pixel, it has the share of the wider one around it; the widest then has 0.
-        """
-        height, width = value.shape[-2:]
-        largest = max(self.scales)
-        event = (value >= self.levels.view(-1, 1, 1)).to(value.dtype) * valid
-        both = nnf.pad(torch.cat([event, valid], dim=1), (0, -width % largest, 0, -height % largest))
-        found: list[Tensor] = []
-        wider: Tensor | float = 0.0
-        for scale in reversed(self.scales):
-            mean = both
-            if scale > 1:
-                mean = nnf.avg_pool2d(both, scale)
-                mean = nnf.interpolate(mean, scale_factor=scale, mode="bilinear", align_corners=False)
-            mean = mean[..., :height, :width]
-            wider = (mean[:, :-1] + _LITTLE * wider) / (mean[:, -1:] + _LITTLE)
-            found.append(wider)
-        return torch.stack(found[::-1], dim=2)
+        """Of valid pixels at or above each level, around each pixel, in surroundings of each width."""
+        return means(value >= self.levels.view(-1, 1, 1), valid, self.octaves)
 
     def forward(self, shares: Float[Tensor, "B K S Y X"], minutes: float) -> Float[Tensor, "B K Y X"]:
         """Logits at a lead time, from what `shares` gives."""
@@ -119,7 +131,7 @@ class ExceedanceForecaster(nn.Module):
         lead_minutes: float = 10.0,
         hidden_channels: Sequence[int] = (32, 32),
         kernel_size: int = 3,
-        patch: int = 4,
+        patch: int = 8,
         told: int = 8,
         width: int = 32,
     ) -> None:
@@ -131,7 +143,9 @@ class ExceedanceForecaster(nn.Module):
         self.core = EncoderForecaster(
             2, hidden_channels, kernel_size, patch=patch, peephole="channel", out_channels=told
         )
-        self.from_seen = nn.Conv2d(len(levels) * len(self.guess.scales) + 2 * past, width, 1)
+        self.from_seen = nn.Conv2d(past * (self.guess.octaves + 1), width, 1)
+        with torch.no_grad():
+            self.from_seen.weight *= _SEEN_GAIN
         self.from_told = nn.Conv2d(told, width, 1, bias=False)
         self.from_lead = nn.Linear(2, width, bias=False)
         self.mix = nn.Conv2d(width, width, 1)
@@ -147,11 +161,9 @@ class ExceedanceForecaster(nn.Module):
         shares = self.guess.shares(*x[:, -1].split(1, dim=1))
         if not guess_only:
             told = self.core(x, math.ceil(max(minutes) / self.lead_minutes - 1e-6))
-            seen = _in_strips(
-                lambda share, frame: self.from_seen(torch.cat([share, frame], dim=1)),
-                shares.flatten(1, 2),
-                x.flatten(1, 2),
-            )
+            value, valid = x.flatten(0, 1).split(1, dim=1)
+            around = means(value, valid, self.guess.octaves).view(len(x), -1, *x.shape[-2:])
+            seen = _in_strips(self.from_seen, around)
         for lead in minutes:
             logits = self.guess(shares, lead)
             if not guess_only:
