@@ -221,7 +221,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("events", nargs="?", type=Path)
     parser.add_argument("--folds", default=",".join(FOLDS))
-    parser.add_argument("--minutes", type=float, default=10.0, help="of training a fold")
+    parser.add_argument("--epochs", type=int, default=4, help="of training a fold; some ten minutes on two cores")
     parser.add_argument("--members", type=int, default=20)
     parser.add_argument("--rivals", default="persistence,optical-flow,s-prog,steps")
     parser.add_argument(
@@ -233,7 +233,7 @@ def main() -> None:
         RESULTS.mkdir(parents=True, exist_ok=True)
         asked.work.mkdir(parents=True, exist_ok=True)
         memory = joblib.Memory(asked.work / "rivals", verbose=0)
-        recipe = Recipe(model="lagrangian", past=3, future=FUTURE, minutes=asked.minutes, crop=96, batch=8,
+        recipe = Recipe(model="lagrangian", past=3, future=FUTURE, epochs=asked.epochs, crop=96, batch=8,
                         hidden_channels=(48, 48), patch=8, learning_rate=1.5e-2, device="auto")  # fmt: skip
         for fold in asked.folds.split(","):
             path = RESULTS / f"{fold}.json"

@@ -33,7 +33,7 @@ OCTAVES = 5
 _LEAST = 1e-5  # probability
 _LITTLE = 1e-4  # of the pixels around: what the wider surroundings weigh
 _HALVING = (0.125, 0.375, 0.375, 0.125)  # a binomial filter
-_SEEN_GAIN = 4.0  # rain of interest is encoded as 0.1 to 0.5: the head learns faster from larger numbers
+_SEEN_GAIN = 16.0  # rain of interest is encoded as 0.1 to 0.5: the head learns faster from larger numbers
 _HOUR = 60.0
 _STRIP = 8192  # pixels
 
