@@ -22,7 +22,22 @@ from stormcell.forecasting.forecast import save_frames
 
 from .conftest import make_frames
 
-TRAIN = ["--past", "3", "--future", "2", "--crop", "32", "--hidden", "4,4", "--epochs", "1", "--device", "cpu"]
+TRAIN = [
+    "--model",
+    "plain",
+    "--past",
+    "3",
+    "--future",
+    "2",
+    "--crop",
+    "32",
+    "--hidden",
+    "4,4",
+    "--epochs",
+    "1",
+    "--device",
+    "cpu",
+]
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +102,7 @@ def test_dry_run_writes_nothing(work: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_options_from_a_file(work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     config = tmp_path / "train.yaml"
-    config.write_text("past: 2\nfuture: 3\nhidden: 4,4\ncrop: 32\n")
+    config.write_text("model: plain\npast: 2\nfuture: 3\nhidden: 4,4\ncrop: 32\n")
     run(
         capsys,
         "train",
@@ -412,7 +427,7 @@ def test_compare_on_moving_mnist(
 def test_a_lagrangian_model_and_its_ensemble(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("cv2")
     model, ensemble = tmp_path / "moving.safetensors", tmp_path / "now.nc"
-    arguments = ["--model", "lagrangian", *TRAIN, "--epochs", "1"]
+    arguments = [*TRAIN, "--model", "lagrangian", "--epochs", "1"]
     out, _ = run(capsys, "train", work / "train.nc", "-o", model, *arguments)
     assert "(first guess 0." in out
     out, _ = run(capsys, "train", work / "train.nc", "-o", model, *arguments, "--dry-run")
@@ -431,7 +446,7 @@ def test_a_lagrangian_model_and_its_ensemble(work: Path, tmp_path: Path, capsys:
     assert result["left_out_cases"] == 0  # those between two cases are not held to have been trained on
     refused(capsys, "train one with --model lagrangian", "forecast", work / "new.nc", "-m", work / "m.safetensors",
             "--members", "3", "-o", ensemble)  # fmt: skip
-    refused(capsys, "--model knows plain, lagrangian", "train", work / "train.nc", "-o", model, "--model", "best")
+    refused(capsys, "--model knows auto, plain, lagrangian", "train", work / "train.nc", "-o", model, "--model", "best")
 
 
 def test_the_command_line_beats_a_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,6 +43,7 @@ def run_demo(folder: Path, *, minutes: float, seed: int = 0) -> bool:
 
     print(f"training for {minutes:g} minutes", flush=True)
     recipe = Recipe(
+        model="plain",  # without pysteps too
         past=PAST,
         future=FUTURE,
         minutes=minutes,

@@ -11,7 +11,7 @@ from stormcell import Forecaster, load
 from stormcell.data.windows import split_at_gaps
 from stormcell.forecasting.train import Recipe, plan, train
 
-RECIPE = Recipe(past=3, future=2, epochs=2, crop=32, batch=8, hidden_channels=(6, 4), device="cpu")
+RECIPE = Recipe(model="plain", past=3, future=2, epochs=2, crop=32, batch=8, hidden_channels=(6, 4), device="cpu")
 
 
 @pytest.fixture(scope="session")

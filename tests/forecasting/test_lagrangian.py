@@ -181,8 +181,22 @@ def test_what_it_cannot_serve_is_said(moving: LagrangianForecaster) -> None:
         plan([warm], LAGRANGIAN)
     with pytest.raises(InputError, match="over 15 min at most, and frames are 60 min apart"):
         plan(split_at_gaps(translated(40, 1.0, step_minutes=60)), LAGRANGIAN)
-    with pytest.raises(InputError, match="--model knows plain, lagrangian, not 'best'"):
+    with pytest.raises(InputError, match="--model knows auto, plain, lagrangian, not 'best'"):
         plan([translated(20, 1.0)], replace(LAGRANGIAN, model="best"))
+
+
+def test_rain_that_moves_is_forecast_in_the_storms_coordinates_unless_told_otherwise() -> None:
+    auto = replace(LAGRANGIAN, model="auto", past=2, future=2)
+    kelvin = translated(30, 1.0)
+    kelvin.attrs["units"] = "K"
+    for frames, kind in (
+        (translated(30, 1.0), "lagrangian"),
+        (kelvin, "plain"),
+        (translated(40, 1.0, step_minutes=60), "plain"),
+    ):
+        found = plan(split_at_gaps(frames), auto)
+        assert found.forecaster.kind == found.recipe.model == kind
+        assert found.recipe.patch == type(found.forecaster).usual["patch"]
 
 
 def test_missing_only_where_nothing_was_seen(moving: LagrangianForecaster) -> None:

@@ -159,7 +159,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 def _begin(folder: Path, *more: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "stormcell", "train", str(folder / "rain.nc"), "-o", str(folder / "m.safetensors")]
-    sizes = ["--past", "3", "--future", "2", "--crop", "32", "--batch", "2", "--hidden", "8,8"]
+    sizes = ["--model", "plain", "--past", "3", "--future", "2", "--crop", "32", "--batch", "2", "--hidden", "8,8"]
     options = [*sizes, "--epochs", "40", "--device", "cpu"]
     # Tests may themselves run in the background of a shell, where Ctrl-C is ignored and children inherit that.
     listen = None if os.name == "nt" else (lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
@@ -218,7 +218,7 @@ def plan_of(folder: Path) -> range:
     """The updates of an epoch."""
     from stormcell import open_frames
 
-    recipe = Recipe(past=3, future=2, crop=32, batch=2, hidden_channels=(8, 8))
+    recipe = Recipe(model="plain", past=3, future=2, crop=32, batch=2, hidden_channels=(8, 8))
     prepared = plan(split_at_gaps(open_frames(folder / "rain.nc")), recipe)
     return range(-(-len(prepared.training) // 2))
 

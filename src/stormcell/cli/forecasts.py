@@ -9,6 +9,7 @@ import typer
 
 from ..data.reading import Reading
 from ..errors import InputError
+from ..forecasting.bundled import DEFAULT, model_file
 from .app import app
 from .options import (
     LARGEST_SEED,
@@ -44,8 +45,12 @@ def train(
     reading: Reading,
     coarsen: int,
     model: Annotated[
-        str, typer.Option(help="plain: any quantity. lagrangian: rain that moves, with probabilities and ensembles.")
-    ] = "plain",
+        str,
+        typer.Option(
+            help="plain: any quantity. lagrangian: rain that moves, with probabilities and ensembles. auto: this for "
+            "rain, that for all else."
+        ),
+    ] = "auto",
     past: Annotated[int, typer.Option(help="Frames that the model reads.", min=1)] = 4,
     future: Annotated[int, typer.Option(help="Frames that it learns to forecast.", min=1)] = 6,
     minutes: Annotated[float | None, typer.Option(help="Stop after so many minutes.")] = None,
@@ -60,7 +65,8 @@ def train(
         str | None, typer.Option(metavar="TIME", help="Keep all from this time out of training.")
     ] = None,
     base: Annotated[
-        Path | None, typer.Option("--from", metavar="MODEL", help="Go on with the weights of this model: fine-tune it.")
+        Path | None,
+        typer.Option("--from", metavar="MODEL", help="Fine-tune this model; `default` comes with Stormcell: rain."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after Ctrl-C or a kill.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and stop.")] = False,
@@ -146,16 +152,17 @@ def train(
 
 @app.command(
     epilog="**Examples**\n\n"
+    "`stormcell forecast radar/ -o now.nc`, with the model that comes with Stormcell\n\n"
     "`stormcell forecast radar/ -m rain.safetensors -o now.nc`\n\n"
     "`stormcell forecast today.nc -m rain.safetensors --steps 18 -o now.nc -o now.gif -o now.png`"
 )
 @reads_frames
 def forecast(
     data: Data,
-    model: Model,
     output: Annotated[list[Path], typer.Option("-o", "--output", help=".nc, .zarr, .png, .gif or .mp4 (repeatable).")],
     reading: Reading,
     coarsen: int,
+    model: Model = Path(DEFAULT),
     steps: Steps = None,
     members: Annotated[
         int | None, typer.Option(help="Make an ensemble of so many; pictures show the first.", min=1, max=1000)
@@ -165,6 +172,7 @@ def forecast(
     device: Device = "auto",
 ) -> None:
     """Forecast from your newest frames. No truth is needed; any number of steps, any frame size."""
+    from ..data.axes import grid_spacing
     from ..data.frames import coarsen as coarsened
     from ..data.frames import find_files, in_memory, open_frames
     from ..forecasting.forecast import load, save_frames
@@ -175,12 +183,16 @@ def forecast(
         if path.suffix.lower() not in (".nc", ".nc4", ".zarr", *pictures):
             raise InputError(f"{path}: expected a file that ends in .nc, .zarr, .png, .gif or .mp4")
         check_writable(path)
-    inputs = {path.resolve() for path in [*find_files(data), model]}
+    inputs = {path.resolve() for path in [*find_files(data), model_file(model)]}
     for path in output:
         if path.resolve() in inputs:
             raise InputError(f"{path} is read for this forecast: give another name to -o")
     forecaster = load(model, device=device_named(device))
     frames = coarsened(open_frames(data, **vars(reading)), coarsen)
+    if grid_spacing(frames) is None and forecaster.grid_spacing_m is not None:
+        note(
+            f"the files do not say how large a pixel is; it is taken for {forecaster.grid_spacing_m / 1000:g} km, as in training"
+        )
     fcst = forecaster.forecast(frames, steps, members=members, seed=seed, any_grid=any_grid)
     past = in_memory(frames.isel(time=slice(-forecaster.past, None)))
     shown = fcst.isel(member=0, drop=True) if "member" in fcst.dims else fcst
@@ -206,10 +218,10 @@ def forecast(
 @reads_frames
 def verify(
     data: Data,
-    model: Model,
     output: Annotated[Path, typer.Option("-o", "--output", help="Scores to write, .json.")],
     reading: Reading,
     coarsen: int,
+    model: Model = Path(DEFAULT),
     against: Annotated[
         str | None,
         typer.Option(help="Baselines: persistence, optical-flow (both if left out), s-prog, steps."),

@@ -24,7 +24,9 @@ Data = Annotated[
     list[str],
     typer.Argument(metavar="DATA…", help="Files, folders or globs: NetCDF, Zarr, .npy, .npz, PNG, GIF, TIFF."),
 ]
-Model = Annotated[Path, typer.Option("-m", "--model", help="Model file, as `train` writes it.")]
+Model = Annotated[
+    Path, typer.Option("-m", "--model", help="Model file, as `train` writes it; `default` comes with Stormcell: rain.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 AnyGrid = Annotated[bool, typer.Option("--any-grid", help="Go on though the grid spacing is not the model's.")]
 Steps = Annotated[

@@ -30,6 +30,7 @@ from ..errors import InputError, reason
 from ..nn.convlstm import ConvLSTM2d
 from ..nn.forecaster import EncoderForecaster
 from ..writing import whole_file
+from .bundled import model_file
 from .losses import mean_error
 
 FORMAT = 1
@@ -63,6 +64,11 @@ class Forecaster:
     future: int
     grid_spacing_m: float | None
     card: dict[str, Any]
+
+    @classmethod
+    def against(cls, units: str, step: Step) -> str | None:
+        """Why such a model cannot learn frames of this unit and time step; None if it can."""
+        return None
 
     @classmethod
     def untrained(
@@ -109,7 +115,10 @@ class Forecaster:
         source, units = frames.attrs.get("source", "frames"), frames.attrs["units"]
         if not self.transform.accepts(units):
             wanted = "rain, mm/h or dBZ" if self.transform.rain else self.transform.units
-            raise InputError(f"{source} is in {units}, which does not convert to the model's unit ({wanted})")
+            raise InputError(
+                f"{source} is in {units}, which does not convert to the model's unit ({wanted}): "
+                "train one on such frames, stormcell train"
+            )
         step = time_step(frames.time.values)
         if step is not None and step != self.step and not close(step, self.step, 0.02):
             advice = "use a model trained on that step"
@@ -254,11 +263,15 @@ def as_forecast(decoded: npt.NDArray[np.float32], past: xr.DataArray, step: Step
 
 
 def load(path: str | Path, *, device: str | torch.device = "cpu") -> Forecaster:
-    """Read a model file. Nothing is unpickled. Raises InputError if it is not one, or breaks off."""
+    """Read a model file; "default" is the model that comes with Stormcell: rain, any grid up to 2 km, steps up to 15 minutes.
+
+    Nothing is unpickled. Raises InputError if it is not a model file, or breaks off.
+    """
     try:
-        if not Path(path).is_file():
+        file_path = model_file(path)
+        if not file_path.is_file():
             raise InputError(f"{path} is not there; train a model first: stormcell train DATA -o {path}")
-        with safe_open(path, framework="pt") as file:
+        with safe_open(file_path, framework="pt") as file:
             card = json.loads((file.metadata() or {})["stormcell"])
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
         if "layers" in card:

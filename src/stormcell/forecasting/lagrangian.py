@@ -20,7 +20,7 @@ import xarray as xr
 from torch import Tensor
 
 from ..data.axes import Step, grid_spacing, step_text, time_step
-from ..data.units import Transform
+from ..data.units import Transform, is_rain
 from ..data.windows import Sample, Windows, network_input
 from ..errors import InputError
 from ..nn.advection import paths, sample
@@ -90,6 +90,14 @@ class LagrangianForecaster(Forecaster):
     usual: ClassVar[dict[str, Any]] = {"patch": 8, "learning_rate": 1.5e-2}
 
     @classmethod
+    def against(cls, units: str, step: Step) -> str | None:
+        if not is_rain(units):
+            return f"forecasts rain, in mm/h or dBZ, not {units}"
+        if isinstance(step, str) or step > LONGEST_STEP_MINUTES:
+            return f"follows the motion of rain over {LONGEST_STEP_MINUTES:g} min at most, and frames are {step_text(step)} apart"
+        return None
+
+    @classmethod
     def untrained(
         cls,
         transform: Transform,
@@ -102,15 +110,10 @@ class LagrangianForecaster(Forecaster):
         kernel_size: int,
         patch: int,
     ) -> LagrangianForecaster:
-        if not transform.rain:
-            raise InputError(
-                f"--model lagrangian forecasts rain, in mm/h or dBZ, not {transform.units}: use --model plain"
-            )
-        if isinstance(step, str) or step > LONGEST_STEP_MINUTES:
-            raise InputError(
-                f"the motion of rain can be followed over {LONGEST_STEP_MINUTES:g} min at most, and frames are "
-                f"{step_text(step)} apart: use --model plain"
-            )
+        against = cls.against(transform.units, step)
+        if against is not None:
+            raise InputError(f"--model lagrangian {against}: use --model plain")
+        assert not isinstance(step, str)
         pysteps()
         ages = tuple(step * (k + 1 - past) for k in range(past))
         return cls.at_ages(
@@ -196,7 +199,10 @@ class LagrangianForecaster(Forecaster):
         """This forecaster for frames of this step and grid. Raises InputError where it cannot serve them."""
         source, units = frames.attrs.get("source", "frames"), frames.attrs["units"]
         if not self.transform.accepts(units):
-            raise InputError(f"{source} is in {units}, which does not convert to the model's unit (rain, mm/h or dBZ)")
+            raise InputError(
+                f"{source} is in {units}, which does not convert to the model's unit (rain, mm/h or dBZ): "
+                "train one on such frames, stormcell train"
+            )
         step = time_step(frames.time.values)
         if step is None:
             return self

@@ -41,7 +41,7 @@ from ..errors import InputError
 from ..writing import check_writable
 from .forecast import SPACING_TOLERANCE, Forecaster, close, load
 from .loop import CtrlC, Last, on_device, quiet
-from .models import MODELS
+from .models import AUTO, MODELS, kind_for
 
 _VALIDATION_SAMPLES = 48
 _VALIDATIONS = 12  # in the time given by `minutes`
@@ -56,7 +56,7 @@ class Recipe:
     """How to train. The defaults suit radar composites on a laptop.
 
     Attributes:
-        model: "plain" or "lagrangian" (docs/models.md).
+        model: "plain", "lagrangian", or "auto": lagrangian for rain whose motion can be followed (docs/models.md).
         past, future: frames that are read, and frames to forecast.
         minutes: stop after so many; epochs: stop after so many (an epoch sees every pixel about once).
         crop: side of the square that is cut from the frames, in pixels.
@@ -69,7 +69,7 @@ class Recipe:
         device: "auto", "cpu", "cuda", "mps" …
     """
 
-    model: str = "plain"
+    model: str = AUTO
     past: int = 4
     future: int = 6
     minutes: float | None = None
@@ -203,18 +203,19 @@ def plan(
     """
     if recipe.past < 1 or recipe.future < 1:
         raise InputError(f"--past and --future must be 1 or more, not {recipe.past} and {recipe.future}")
-    if recipe.model not in MODELS:
-        raise InputError(f"--model knows {', '.join(MODELS)}, not {recipe.model!r}")
+    if recipe.model not in (AUTO, *MODELS):
+        raise InputError(f"--model knows {', '.join((AUTO, *MODELS))}, not {recipe.model!r}")
     everything = [*runs, *validation, *test]
     step = common_step(everything)
     spacing = common_grid_spacing(everything)
     begun = None if recipe.base is None else _begun(Path(recipe.base), everything)
+    kind = kind_for(recipe.model, everything[0].attrs["units"], step) if begun is None else type(begun)
+    recipe = _whole(recipe, kind)
     if begun is None:
-        past, future = MODELS[recipe.model].span(step, recipe.past, recipe.future)
+        past, future = kind.span(step, recipe.past, recipe.future)
     else:
         past, future = begun.past, begun.frames_ahead
     split = split_or_advise(runs, past, future, validation=validation, test=test, test_from=test_from)
-    recipe = _whole(recipe, MODELS[recipe.model] if begun is None else type(begun))
     transform = fitted_transform(everything, split.train)
     for name, part in (("training", split.train), ("validation", split.validation)):
         if not any(np.isfinite(values(run.isel(time=t))).any() for run in part for t in range(run.sizes["time"])):
@@ -222,7 +223,7 @@ def plan(
     forecaster = begun or _drawn(recipe, transform, step, spacing)
     training = forecaster.windows(split.train, crop=recipe.crop, seed=recipe.seed)
     chosen = forecaster.windows(split.validation, crop=recipe.crop, seed=recipe.seed, fixed=_VALIDATION_SAMPLES)
-    frames = _described(training, "training") + _described(chosen, "validation")
+    frames = described(training, "training") + described(chosen, "validation")
     fixed = replace(recipe, minutes=None, epochs=None, device="auto")
     identity = json.dumps({"recipe": asdict(fixed), "frames": [f["digest"] for f in frames]}, sort_keys=True)
     frames += forecaster.card.get("frames", [])  # what a model was begun with, it has seen
@@ -235,6 +236,7 @@ def _whole(recipe: Recipe, kind: type[Forecaster]) -> Recipe:
     patch, rate = kind.usual["patch"], kind.usual["learning_rate"]
     return replace(
         recipe,
+        model=kind.kind,
         patch=recipe.patch or patch,
         learning_rate=recipe.learning_rate or rate * (1.0 if recipe.base is None else _FINE_TUNING),
     )
@@ -290,7 +292,7 @@ def fitted_transform(runs: Sequence[xr.DataArray], training: Sequence[xr.DataArr
     return Transform.fit(first.attrs["units"], [values(run.isel(time=slice(None, None, 3))) for run in training])
 
 
-def _described(windows: Windows, role: str) -> list[dict[str, Any]]:
+def described(windows: Windows, role: str) -> list[dict[str, Any]]:
     """What a model file says of the runs it was made with; `verify` leaves out what lies in their time and area."""
     return [_described_run(run, role, whole=windows.in_memory) for run in windows.runs]
 
