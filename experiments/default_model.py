@@ -33,7 +33,7 @@ OPEN = {  # events, and whom to thank
     "mrms_20190610_indiana": "NOAA NSSL/NCEP MRMS, 10 June 2019, Indiana (public domain)",
     "mrms_20190610_newmexico": "NOAA NSSL/NCEP MRMS, 10 June 2019, New Mexico (public domain)",
     "fmi_20160928": "Finnish Meteorological Institute, 28 September 2016 (CC BY 4.0)",
-    "knmi_20100826": "KNMI, 26 August 2010 (CC BY 4.0)",
+    "knmi_20100826": "KNMI, 26 August 2010 (open, with attribution)",
     "dwd_yw_20170816": "Deutscher Wetterdienst, RADKLIM-YW, 16 August 2017 (free with attribution)",
     "meteonet_nw_201608_gaps": "Météo-France, MeteoNet (Larvor et al. 2020), August 2016 (Etalab Open Licence 2.0)",
 }

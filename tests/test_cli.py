@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,22 +23,7 @@ from stormcell.forecasting.forecast import save_frames
 
 from .conftest import make_frames
 
-TRAIN = [
-    "--model",
-    "plain",
-    "--past",
-    "3",
-    "--future",
-    "2",
-    "--crop",
-    "32",
-    "--hidden",
-    "4,4",
-    "--epochs",
-    "1",
-    "--device",
-    "cpu",
-]
+TRAIN = shlex.split("--model plain --past 3 --future 2 --crop 32 --hidden 4,4 --epochs 1 --device cpu")
 
 
 @pytest.fixture(scope="module")
