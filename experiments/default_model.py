@@ -42,6 +42,15 @@ LATE_SHARE, GUARD_FRAMES = 0.7, 15
 UNSEEN = {"Switzerland, 2015 and 2016": "mch", "Melbourne, 2018": "bom", "three parts of Europe, 2018": "opera"}
 
 
+LIMITS = (  # the first two by `stormcell verify mch_20160711.nc --against optical-flow --steps 6 --every 30`: six cases on 1 km
+    "on grids finer than 2 km, five minutes ahead, for it forecasts means over 2 km: in Switzerland, 11 July 2016, CSI 0.883, "
+    "0.786 and 0.659 at 0.5, 2 and 5 mm/h, optical flow 0.886, 0.796 and 0.680; from ten minutes on it is ahead at each",
+    "in squared error, for the field of greatest expected CSI says heavy rain more often than it comes: 1.3 to 1.7 times optical "
+    "flow's there, and up to 1.15 times its absolute error; for amounts take the mean of an ensemble",
+    "on what it has hardly seen: snow, hail, rain that stands over mountains while the air moves",
+)
+
+
 def runs(folder: Path, event: str) -> list[xr.DataArray]:
     found = runs_of(open_runs([str(folder / f"{event}.nc")], Reading()), coarsen=2)
     return [run.assign_attrs(source=OPEN[event]) for run in found]
@@ -109,7 +118,7 @@ def main() -> None:
             place: skill.scored(asked.events, fold, forecaster, rivals, 20, memory) for place, fold in UNSEEN.items()
         },
     }
-    result["worse_than_optical_flow"] = forecaster.card["worse_than_optical_flow"] = worse(result)
+    result["worse_than_optical_flow"] = forecaster.card["worse_than_optical_flow"] = [*worse(result), *LIMITS]
     with whole_file(RESULT) as temporary:
         temporary.write_text(json.dumps(result, indent=1), encoding="utf-8")
     forecaster.save(model_file(DEFAULT))
