@@ -20,7 +20,7 @@ import xarray as xr
 from stormcell import load
 from stormcell.data.frames import open_runs
 from stormcell.data.reading import Reading
-from stormcell.data.windows import Split, runs_of
+from stormcell.data.windows import runs_of
 from stormcell.forecasting.bundled import DEFAULT, model_file
 from stormcell.forecasting.lagrangian import LagrangianForecaster
 from stormcell.forecasting.train import Plan, Recipe, described, train
@@ -40,7 +40,6 @@ OPEN = {  # events, and whom to thank
 LATE = "knmi_20100826"  # its later part chooses the weights
 LATE_SHARE, GUARD_FRAMES = 0.7, 15
 UNSEEN = {"Switzerland, 2015 and 2016": "mch", "Melbourne, 2018": "bom", "three parts of Europe, 2018": "opera"}
-
 
 LIMITS = (  # the first two by `stormcell verify mch_20160711.nc --against optical-flow --steps 6 --every 30`: six cases on 1 km
     "on grids finer than 2 km, five minutes ahead, for it forecasts means over 2 km: in Switzerland, 11 July 2016, CSI 0.883, "
@@ -67,12 +66,10 @@ def planned(folder: Path, recipe: Recipe) -> Plan:
                 choosing.append(run.isel(time=slice(cut, None)))
             else:
                 training.append(run)
-    forecaster = skill.untrained(recipe)
-    windows = forecaster.windows(training, crop=recipe.crop, seed=recipe.seed)
-    chosen = forecaster.windows(choosing, crop=recipe.crop, seed=recipe.seed, fixed=96)
-    frames = described(windows, "training") + described(chosen, "validation")
-    forecaster.card |= {"recipe": asdict(recipe), "frames": frames, "sources": list(OPEN.values())}
-    return Plan(Split(training, choosing, []), recipe, windows, chosen, forecaster, json.dumps(asdict(recipe)))
+    plan = skill.planned(training, choosing, recipe)
+    frames = described(plan.training, "training") + described(plan.validation, "validation")
+    plan.forecaster.card |= {"frames": frames, "sources": list(OPEN.values())}
+    return plan
 
 
 def worse(result: dict[str, Any]) -> list[str]:
@@ -99,14 +96,12 @@ def main() -> None:
     asked = parser.parse_args()
     asked.work.mkdir(parents=True, exist_ok=True)
     path = asked.work / "default.safetensors"
-    recipe = Recipe(model="lagrangian", past=3, future=skill.FUTURE, epochs=asked.epochs, crop=96, batch=8,
-                    hidden_channels=(48, 48), patch=8, learning_rate=1.5e-2, device="auto")  # fmt: skip
+    recipe = skill.recipe(asked.epochs)
     if not path.exists():
         train(planned(asked.events, recipe), path, command="experiments/default_model.py")
     forecaster = load(path)
     assert isinstance(forecaster, LagrangianForecaster)
     memory = joblib.Memory(asked.work / "rivals", verbose=0)
-    rivals = ["persistence", "optical-flow", "s-prog", "steps"]
     result = {
         "commit": commit(),
         "machine": machine(),
@@ -115,7 +110,8 @@ def main() -> None:
         "updates": forecaster.card["updates"],
         "validation": forecaster.card["validation"],
         "scores": {
-            place: skill.scored(asked.events, fold, forecaster, rivals, 20, memory) for place, fold in UNSEEN.items()
+            place: skill.scored(asked.events, fold, forecaster, list(skill.RIVALS), skill.MEMBERS, memory)
+            for place, fold in UNSEEN.items()
         },
     }
     result["worse_than_optical_flow"] = forecaster.card["worse_than_optical_flow"] = [*worse(result), *LIMITS]

@@ -53,6 +53,12 @@ PASSES: dict[str, tuple[tuple[int, ...], ...]] = {"mrms": ((30,), (60,)), "dwd":
 LEADS = ((30, 60),)
 AGES, LEAD_MINUTES, FUTURE = (-10.0, -5.0, 0.0), 10.0, 6
 THRESHOLDS, EVERY_MINUTES = (0.5, 2.0, 5.0), 15.0
+RIVALS, MEMBERS = ("persistence", "optical-flow", "s-prog", "steps"), 20
+
+
+def recipe(epochs: int) -> Recipe:
+    return Recipe(model="lagrangian", past=len(AGES), future=FUTURE, epochs=epochs, crop=96, batch=8,
+                  hidden_channels=(48, 48), patch=8, learning_rate=1.5e-2, device="auto")  # fmt: skip
 
 
 def events(folder: Path, fold: str) -> list[xr.DataArray]:
@@ -222,8 +228,8 @@ def main() -> None:
     parser.add_argument("events", nargs="?", type=Path)
     parser.add_argument("--folds", default=",".join(FOLDS))
     parser.add_argument("--epochs", type=int, default=4, help="of training a fold; some ten minutes on two cores")
-    parser.add_argument("--members", type=int, default=20)
-    parser.add_argument("--rivals", default="persistence,optical-flow,s-prog,steps")
+    parser.add_argument("--members", type=int, default=MEMBERS)
+    parser.add_argument("--rivals", default=",".join(RIVALS))
     parser.add_argument(
         "--work", type=Path, default=Path("skill-work"), help="folder for models, and rivals' nowcasts (30 GB)"
     )
@@ -233,18 +239,17 @@ def main() -> None:
         RESULTS.mkdir(parents=True, exist_ok=True)
         asked.work.mkdir(parents=True, exist_ok=True)
         memory = joblib.Memory(asked.work / "rivals", verbose=0)
-        recipe = Recipe(model="lagrangian", past=3, future=FUTURE, epochs=asked.epochs, crop=96, batch=8,
-                        hidden_channels=(48, 48), patch=8, learning_rate=1.5e-2, device="auto")  # fmt: skip
+        chosen = recipe(asked.epochs)
         for fold in asked.folds.split(","):
             path = RESULTS / f"{fold}.json"
             if path.exists():
                 continue
             began = time.perf_counter()
-            forecaster = trained(asked.events, fold, recipe, asked.work)
+            forecaster = trained(asked.events, fold, chosen, asked.work)
             result = {
                 "commit": commit(),
                 "machine": machine(),
-                "recipe": asdict(recipe),
+                "recipe": asdict(chosen),
                 "chosen_on": parts(fold)[0],
                 "trained_on": parts(fold)[1],
                 "updates": forecaster.card["updates"],

@@ -110,8 +110,8 @@ class Forecaster:
         last = batch["x"][:, -1:, :1].expand_as(batch["y"])
         return mean_error(last, batch, rain=self.transform.rain)
 
-    def suited(self, frames: xr.DataArray, *, any_grid: bool = False) -> Forecaster:
-        """The forecaster for such frames. Raises InputError if unit, time step or grid spacing are not the model's."""
+    def _checked_unit(self, frames: xr.DataArray) -> str:
+        """The frames' source. Raises InputError if their unit is not the model's."""
         source, units = frames.attrs.get("source", "frames"), frames.attrs["units"]
         if not self.transform.accepts(units):
             wanted = "rain, mm/h or dBZ" if self.transform.rain else self.transform.units
@@ -119,6 +119,11 @@ class Forecaster:
                 f"{source} is in {units}, which does not convert to the model's unit ({wanted}): "
                 "train one on such frames, stormcell train"
             )
+        return str(source)
+
+    def suited(self, frames: xr.DataArray, *, any_grid: bool = False) -> Forecaster:
+        """The forecaster for such frames. Raises InputError if unit, time step or grid spacing are not the model's."""
+        source = self._checked_unit(frames)
         step = time_step(frames.time.values)
         if step is not None and step != self.step and not close(step, self.step, 0.02):
             advice = "use a model trained on that step"

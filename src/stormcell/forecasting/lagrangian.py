@@ -197,12 +197,7 @@ class LagrangianForecaster(Forecaster):
 
     def suited(self, frames: xr.DataArray, *, any_grid: bool = False) -> LagrangianForecaster:
         """This forecaster for frames of this step and grid. Raises InputError where it cannot serve them."""
-        source, units = frames.attrs.get("source", "frames"), frames.attrs["units"]
-        if not self.transform.accepts(units):
-            raise InputError(
-                f"{source} is in {units}, which does not convert to the model's unit (rain, mm/h or dBZ): "
-                "train one on such frames, stormcell train"
-            )
+        source = self._checked_unit(frames)
         step = time_step(frames.time.values)
         if step is None:
             return self
