@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -244,7 +243,6 @@ def main() -> None:
             path = RESULTS / f"{fold}.json"
             if path.exists():
                 continue
-            began = time.perf_counter()
             forecaster = trained(asked.events, fold, chosen, asked.work)
             result = {
                 "commit": commit(),
@@ -255,7 +253,6 @@ def main() -> None:
                 "updates": forecaster.card["updates"],
                 "validation": forecaster.card["validation"],
                 "scores": scored(asked.events, fold, forecaster, asked.rivals.split(","), asked.members, memory),
-                "wall_seconds": round(time.perf_counter() - began),
             }
             with whole_file(path) as temporary:
                 temporary.write_text(json.dumps(result, indent=1), encoding="utf-8")

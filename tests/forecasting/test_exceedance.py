@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from stormcell.forecasting.exceedance import best_field, best_probabilities, member, nested, noise, rate_at
+from stormcell.forecasting.exceedance import (
+    best_field,
+    best_probabilities,
+    member,
+    nested,
+    noise,
+    rate_at,
+    stratified,
+)
 
 LEVELS = (0.1, 1.0, 10.0)
 HALF = torch.zeros(3, 1, 1)
@@ -88,18 +96,40 @@ def test_the_field_exceeds_each_level_where_the_rule_says_event() -> None:
 
 def test_a_member_is_the_quantile_at_its_noise() -> None:
     one = logits(0.9, 0.5, 0.1)
-    assert float(member(one, torch.zeros(1, 1, dtype=torch.float64), LEVELS)) == pytest.approx(1.0)
-    wetter = float(member(one, torch.full((1, 1), 1.2815516, dtype=torch.float64), LEVELS))
-    assert wetter == pytest.approx(10.0, rel=1e-4)
-    assert float(member(one, torch.full((1, 1), -2.0, dtype=torch.float64), LEVELS)) == 0
+    read = [float(member(one, torch.full((1, 1), p, dtype=torch.float64), LEVELS)) for p in (0.5, 0.1, 0.98)]
+    assert read == pytest.approx([1.0, 10.0, 0.0])
+
+
+def test_each_pixel_has_one_member_in_each_part_of_the_distribution() -> None:
+    generator = torch.Generator().manual_seed(0)
+    read = stratified(torch.randn(10, 40, 50, generator=generator, dtype=torch.float64))
+    parts = (read * 10).long().sort(dim=0).values
+    assert torch.equal(parts, torch.arange(10)[:, None, None].expand(10, 40, 50))
+    within = (read * 10 % 1).flatten()  # uniform in its part, so that every member has the whole distribution
+    assert float(within.mean()) == pytest.approx(0.5, abs=0.01)
+    assert float(within.std()) == pytest.approx(12**-0.5, abs=0.01)
+
+
+def test_members_keep_the_order_and_the_smoothness_of_their_noise() -> None:
+    """Three fields that cross along a line: what is exceeded falls where the noise rises, and nowhere jumps."""
+    across = torch.linspace(-2, 2, 40_001, dtype=torch.float64)
+    normals = torch.stack([across, -across, 0.3 * across + 0.1])[:, None]
+    read = stratified(normals)
+    assert torch.equal(read.argsort(dim=0, descending=True), normals.argsort(dim=0))
+    assert float(read.diff(dim=2).abs().max()) < 0.002
+    alone = torch.randn(1, 4, 5, dtype=torch.float64)
+    torch.testing.assert_close(stratified(alone), torch.special.ndtr(-alone))  # one member: its own noise
 
 
 def test_members_have_the_distribution_that_was_said() -> None:
+    """Each of them over all pixels, and all of them at each pixel but for a member."""
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randn(200, 200, generator=generator, dtype=torch.float64)
-    rates = member(logits(0.7, 0.4, 0.05).expand(3, 200, 200), drawn, LEVELS)
-    for level, probability in zip(LEVELS, (0.7, 0.4, 0.05)):
-        assert float((rates >= level).double().mean()) == pytest.approx(probability, abs=0.01)
+    drawn = stratified(torch.randn(20, 200, 200, generator=generator, dtype=torch.float64))
+    rates = torch.stack([member(logits(0.7, 0.4, 0.07).expand(3, 200, 200), one, LEVELS) for one in drawn])
+    for level, probability in zip(LEVELS, (0.7, 0.4, 0.07)):
+        event = (rates >= level).double()
+        torch.testing.assert_close(event.mean(dim=(1, 2)), torch.full((20,), probability).double(), rtol=0, atol=0.02)
+        assert float((event.mean(dim=0) - probability).abs().max()) <= 0.05
 
 
 # --- noise ---

@@ -28,9 +28,9 @@ def ensemble(seed: int, members: int = 7, pixels: int = 4000) -> tuple[np.ndarra
 
 
 def test_crps_of_two_members_worked_by_hand() -> None:
-    # mean distance to the truth (1 + 3) / 2, half the mean distance of two different members 4 / 2
-    assert crps_sum(np.array([[1.0], [5.0]]), np.array([2.0])) == pytest.approx(2 - 2)
-    assert crps_sum(np.array([[1.0], [5.0]]), np.array([7.0])) == pytest.approx(4 - 2)
+    # mean distance to the truth (1 + 3) / 2, less half the mean distance of two members (0 + 4 + 4 + 0) / 4
+    assert crps_sum(np.array([[1.0], [5.0]]), np.array([2.0])) == pytest.approx(2 - 1)
+    assert crps_sum(np.array([[1.0], [5.0]]), np.array([7.0])) == pytest.approx(4 - 1)
     assert crps_sum(np.array([[1.0, 5.0]]), np.array([2.0, 7.0])) == pytest.approx(1 + 2)  # one member: the error
     assert crps_sum(np.zeros((2, 0)), np.zeros(0)) == 0
 
@@ -42,8 +42,7 @@ def test_a_table_and_its_scores_worked_by_hand() -> None:
     said, came = event_table(members, event)
     assert said.tolist() == [1, 2, 3]
     assert came.tolist() == [0, 1, 2]
-    # (0, ¼, ¼, 0, 0, 1) less p(1 - p)/(M - 1) = ¼ for each pixel on which the members differ
-    assert brier_sum(said, came) == pytest.approx(1.5 - 0.5)
+    assert brier_sum(said, came) == pytest.approx(1.5)  # 0, ¼, ¼, 0, 0, 1
     x, y = roc_curve(said, came)
     assert x.tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1])
     assert y.tolist() == pytest.approx([0, 2 / 3, 1, 1])
@@ -61,10 +60,12 @@ def test_ensemble_scores_agree_with_the_scores_library(members: int) -> None:
 
     fcst, obs = ensemble(members, members)
     theirs = {"fcst": xr.DataArray(fcst, dims=("member", "pixel")), "obs": xr.DataArray(obs, dims="pixel")}
-    crps = float(crps_for_ensemble(**theirs, ensemble_member_dim="member", method="fair"))
+    crps = float(crps_for_ensemble(**theirs, ensemble_member_dim="member", method="ecdf"))
     assert crps_sum(fcst, obs) / obs.size == pytest.approx(crps, rel=1e-9)
     said, came = event_table(fcst >= 2, obs >= 2)
-    brier = brier_score_for_ensemble(**theirs, ensemble_member_dim="member", event_thresholds=2.0, fair_correction=True)
+    brier = brier_score_for_ensemble(
+        **theirs, ensemble_member_dim="member", event_thresholds=2.0, fair_correction=False
+    )
     assert brier_sum(said, came) / obs.size == pytest.approx(float(brier.squeeze()), rel=1e-9)
     share = xr.DataArray((fcst >= 2).mean(axis=0), dims="pixel")
     area = float(roc_auc(share, xr.DataArray((obs >= 2).astype(float), dims="pixel")))

@@ -60,8 +60,8 @@ def test_verify_an_ensemble(rain: xr.DataArray) -> None:
     scores = verify(ensemble, storm)
     assert scores.members.values.tolist() == [3, 1]
     np.testing.assert_allclose(scores.mse.sel(forecaster="stormcell"), 0, atol=1e-9)  # the mean is the truth
-    # errors of 0.5, 0.5 and 1 times the value, less half the mean distance of two members: 0, 1.5 and 1.5
-    expected = ((0.5 + 0.5 + 1) / 3 - (0 + 1.5 + 1.5) / 6) * scores.observed_mean
+    # errors of 0.5, 0.5 and 1 times the value, less half the mean distance of any two: twice 0, 1.5 and 1.5 of nine
+    expected = ((0.5 + 0.5 + 1) / 3 - (0 + 1.5 + 1.5) / 9) * scores.observed_mean
     np.testing.assert_allclose(scores.crps.sel(forecaster="stormcell"), expected, rtol=1e-6)
     again = verify(ensemble.transpose("time", "y", "member", "x"), storm)
     xr.testing.assert_identical(again, scores)

@@ -1,8 +1,10 @@
 """From probabilities of exceedance to fields: the one of greatest expected CSI, and the members of an ensemble.
 
 Logits of P(rain rate ≥ level), levels ascending, tell the distribution at each pixel; between levels the rate is interpolated
-in its logarithm. A member is that distribution read at a noise field, a Gaussian copula: each pixel keeps its distribution, and
-the noise, which has the texture of the case's newest frame and lives longer on larger scales, says how pixels go together.
+in its logarithm. A member is that distribution read at a noise field, a copula: each pixel keeps its distribution, and the
+noise, which has the texture of the case's newest frame and lives longer on larger scales, says how pixels go together. At each
+pixel the members share the distribution among them, one to each part of equal probability: drawn with no regard for each
+other, twenty would miss it by chance alone.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ _LEAST = 0.05  # what is less probable is not forecast, however much CSI it prom
 _MOST_PIXELS = 100_000  # that are sorted
 _STRIP_ROWS = 16
 _BEYOND = 2.0  # steps between levels, above the highest
+_RAREST = 1e-4  # probability that a member reads the distribution at
 _LIFETIME_MINUTES, _WAVELENGTH_KM = 30.0, 20.0  # of noise: it grows with the wavelength
 
 
@@ -117,9 +120,24 @@ def _smooth(amplitude: Tensor, frequency: Tensor) -> Tensor:
     return (total / number.clamp(min=1)).sqrt()[bins].view_as(amplitude)
 
 
+def stratified(normals: Float[Tensor, "M Y X"]) -> Float[Tensor, "M Y X"]:
+    """Probabilities of exceedance at which M members read the distribution, from a standard normal field of each.
+
+    At each pixel one lies in each of M equal parts of 0 to 1, the members in the order of their fields, uniform within its
+    part: at the share that the gap to the next lower has of the gaps to both neighbours (gaps between uniform numbers are
+    exchangeable). Where two fields cross, both lie on the border of their parts: what is continuous remains so.
+    """
+    ascending, order = torch.special.ndtr(normals).sort(dim=0)
+    count = len(ascending)
+    ends = torch.zeros_like(ascending[:1]), torch.ones_like(ascending[:1])
+    gaps = torch.diff(torch.cat([ends[0], ascending, ends[1]]), dim=0)
+    within = gaps[:-1] / (gaps[:-1] + gaps[1:]).clamp(min=1e-12)
+    parts = (torch.arange(count, dtype=within.dtype)[:, None, None] + within) / count
+    return 1 - torch.empty_like(parts).scatter_(0, order, parts)
+
+
 def member(
-    logits: Float[Tensor, "K Y X"], normal: Float[Tensor, "Y X"], levels: Sequence[float] = LEVELS_MM_H
+    logits: Float[Tensor, "K Y X"], exceeded: Float[Tensor, "Y X"], levels: Sequence[float] = LEVELS_MM_H
 ) -> Tensor:
-    """Rain rates, mm/h, of one member: the distribution at each pixel, read at a standard normal field."""
-    exceeded = torch.special.ndtr(-normal).clamp(1e-4, 1 - 1e-4)
-    return rate_at(logits, torch.logit(exceeded), levels)
+    """Rain rates, mm/h, of one member: at each pixel the rate that is exceeded with this probability."""
+    return rate_at(logits, torch.logit(exceeded.clamp(_RAREST, 1 - _RAREST)), levels)

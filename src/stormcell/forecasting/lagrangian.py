@@ -25,7 +25,7 @@ from ..data.windows import Sample, Windows, network_input
 from ..errors import InputError
 from ..nn.advection import paths, sample
 from ..nn.exceedance import ExceedanceForecaster
-from .exceedance import LEVELS_MM_H, best_field, member, noise
+from .exceedance import LEVELS_MM_H, best_field, member, noise, stratified
 from .forecast import SPACING_TOLERANCE, Forecaster, close
 from .losses import exceedance_loss
 from .motion import Array, motion_field, pysteps
@@ -228,7 +228,7 @@ class LagrangianForecaster(Forecaster):
         kilometres = (self.grid_spacing_m or 1000.0) / 1000
         drawn = noise(newest, self._minutes(steps), members, kilometres=kilometres, seed=seed)
         leads = [
-            torch.stack([member(logits, normal) for normal in normals])
+            torch.stack([member(logits, exceeded) for exceeded in stratified(normals)])
             for logits, normals in zip(self._logits(storm, steps), drawn)
         ]
         return self._placed(torch.stack(leads, dim=1), storm, past)

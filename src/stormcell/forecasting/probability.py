@@ -1,9 +1,10 @@
 """What an ensemble says of a pixel, against what came: sums that add up, and the diagrams they make.
 
 The share of members with an event is its probability, so that all that concerns events comes from one table: how often k of M
-members had it (`said`), and how often it came then (`came`). CRPS and Brier score are fair to the number of members (Ferro
-2014): what an ensemble of any size drawn from the same distribution would score on average. A deterministic forecast is an
-ensemble of one: its CRPS is its absolute error, its probabilities are 0 and 1.
+members had it (`said`), and how often it came then (`came`). CRPS and Brier score are those of the members as they are. Scores
+that are fair to the number of members (Ferro 2014) hold for members drawn with no regard for each other, and ours share the
+distribution among them (`exceedance.stratified`). A deterministic forecast is an ensemble of one: its CRPS is its absolute
+error, its probabilities are 0 and 1.
 """
 
 from __future__ import annotations
@@ -18,15 +19,13 @@ BINS = 10
 
 
 def crps_sum(members: Floats, obs: Floats) -> float:
-    """Σ of the fair CRPS of `scores` over pixels: members (M, N), obs (N,)."""
+    """Σ of the CRPS of `scores` over pixels: members (M, N), obs (N,)."""
     from scores.probability import crps_for_ensemble
 
-    if len(members) == 1:
-        return float(np.abs(members[0] - obs).sum())
     if not obs.size:
         return 0.0
     fcst = xr.DataArray(members, dims=("member", "pixel"))
-    return float(crps_for_ensemble(fcst, xr.DataArray(obs, dims="pixel"), "member", method="fair")) * obs.size
+    return float(crps_for_ensemble(fcst, xr.DataArray(obs, dims="pixel"), "member", method="ecdf")) * obs.size
 
 
 def event_table(members: npt.NDArray[np.bool_], event: npt.NDArray[np.bool_]) -> tuple[Floats, Floats]:
@@ -37,12 +36,9 @@ def event_table(members: npt.NDArray[np.bool_], event: npt.NDArray[np.bool_]) ->
 
 
 def brier_sum(said: Floats, came: Floats) -> float:
-    """Σ of the fair Brier score over the forecasts of a table."""
-    members = len(said) - 1
-    k = np.arange(members + 1)
-    p = k / members
-    correction = p * (1 - p) / max(members - 1, 1)
-    return float((came * (p - 1) ** 2 + (said - came) * p**2 - said * correction).sum())
+    """Σ of the Brier score over the forecasts of a table."""
+    p = np.arange(len(said)) / (len(said) - 1)
+    return float((came * (p - 1) ** 2 + (said - came) * p**2).sum())
 
 
 def rank_counts(members: Floats, obs: Floats, *, low: float, rng: np.random.Generator) -> Floats:

@@ -51,7 +51,7 @@ def verify(
     wet_area, mean_value and what was observed of both; power and observed_power by wavelength in pixels; valid_share,
     cases, members. Ensembles have roc_area with its interval too, roc_pod over pofd, rank_share over rank, and a
     reliability diagram over bin: forecasts, forecast_probability, observed_frequency, and the `consistency` that a reliable
-    one would have. NaN where a score is undefined. CRPS and Brier score are fair to the number of members.
+    one would have. NaN where a score is undefined. CRPS and Brier score are those of the members as they are.
 
     Raises InputError if grids or units differ, frames before the reference time are missing for a baseline, or no
     observed frame has a valid time of the forecast.
