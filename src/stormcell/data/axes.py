@@ -45,10 +45,10 @@ def follows(before: np.datetime64, after: np.datetime64, step: Step) -> bool:
     return abs(minutes - float(step)) <= TOLERANCE * float(step)
 
 
-def advance(time: np.datetime64, step: Step, count: int) -> np.datetime64:
+def advance(time: np.datetime64, step: Step, count: float) -> np.datetime64:
     """The time `count` steps after `time`."""
     if step == MONTH:
-        return (pd.Timestamp(time) + pd.DateOffset(months=count)).to_datetime64().astype("datetime64[ns]")
+        return (pd.Timestamp(time) + pd.DateOffset(months=int(count))).to_datetime64().astype("datetime64[ns]")
     return time.astype("datetime64[ns]") + np.timedelta64(round(float(step) * 60 * count), "s")
 
 

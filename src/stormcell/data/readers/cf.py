@@ -56,6 +56,8 @@ def _choose(dataset: xr.Dataset, path: Path, variable: str | None) -> str:
         if variable not in candidates:
             raise InputError(f"{path} has no variable {variable!r}; it has {', '.join(candidates) or 'none'}")
         return variable
+    second_names = {dataset[name].attrs.get("also_named") for name in candidates}
+    candidates = [name for name in candidates if name not in second_names]
     if len(candidates) > 1:
         rain = [n for n in candidates if is_precipitation(dataset[n], n)]
         candidates = rain if len(rain) == 1 else candidates
@@ -90,9 +92,10 @@ def read(path: Path, variable: str | None = None) -> xr.DataArray:
         if role not in names.values() and free:
             names[free.pop()] = role
     if free or not {"y", "x"} <= set(names.values()):
+        one = ", ".join(f"{dim}=0" for dim in free)
+        advice = f". Take one: xarray.open_dataset({str(path)!r}).isel({one}).to_netcdf('one.nc')" if one else ""
         raise InputError(
-            f"{path}: {name} has the axes {', '.join(map(str, dataset[name].dims))}; frames need time, y and x. "
-            "Select the others away first"
+            f"{path}: {name} has the axes {', '.join(map(str, dataset[name].dims))}; frames need time, y and x{advice}"
         )
     frames = frames.squeeze([d for d in frames.dims if str(d) not in names], drop=False)
     frames = frames.rename({dim: role for dim, role in names.items() if dim != role and dim in frames.dims})
