@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 
@@ -148,6 +149,9 @@ def with_crs(frames: xr.DataArray, crs: object) -> xr.DataArray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # CF's own words cannot say all of it; crs_wkt, beside them, does
         attrs = parsed.to_cf()
+    if attrs.get("grid_mapping_name") == "polar_stereographic" and "standard_parallel" in attrs:
+        pole = math.copysign(90.0, attrs["standard_parallel"])  # CF asks for it, PROJ leaves it out
+        attrs.setdefault("latitude_of_projection_origin", pole)
     return frames.assign_coords(spatial_ref=xr.Variable((), 0, attrs))
 
 

@@ -85,7 +85,7 @@ class LagrangianForecaster(Forecaster):
     network: ExceedanceForecaster  # type: ignore[assignment]
     ages: tuple[float, ...] = (-10.0, -5.0, 0.0)
     spacing_m: float | None = None  # of the frames it is used on
-    motion: Array | None = None  # of the rain in them, as `motion_field` gives it; None: found in them
+    motion: npt.NDArray[np.float64] | None = None  # in them, as `motion_field` gives it; None: to be found
 
     kind: ClassVar[str] = "lagrangian"
     reference: ClassVar[str] = "first guess"
@@ -302,9 +302,9 @@ def _means(fields: Array, size: tuple[int, int]) -> Array:
     return torch.where(weight >= 0.5, mean, torch.nan)[0].numpy()
 
 
-def _resized(motion: Array, size: tuple[int, int]) -> Array:
+def _resized(motion: npt.NDArray[np.float64], size: tuple[int, int]) -> npt.NDArray[np.float64]:
     """Motion (2, Y, X) in pixels of one grid → in those of another over the same area."""
     if size == motion.shape[-2:]:
         return motion
-    scale = np.array([size[1] / motion.shape[2], size[0] / motion.shape[1]], dtype=np.float32)[:, None, None]
+    scale = np.array([size[1] / motion.shape[2], size[0] / motion.shape[1]])[:, None, None]
     return nnf.interpolate(torch.from_numpy(motion)[None], size=size, mode="area")[0].numpy() * scale

@@ -52,7 +52,7 @@ def forecast(
         precip: (frames, Y, X), the newest last, ten minutes and three frames at least for the model that comes along; mm/h, or
             dBR (see `transform`). NaN or masked where missing; a nowcast is missing only where all frames are.
         velocity: (2, Y, X) as the motion methods of pysteps give it, pixels a time step: a lagrangian model moves rain along
-            it, a plain one makes no use of it. None: the model finds the motion itself, from all frames.
+            it, a plain one makes no use of it. None: the model finds the motion itself, in the newest frames.
         timesteps: how many, or which: [0.5, 2] is half a time step ahead, and two. Plain models know whole steps only.
         timestep: minutes between frames.
         kmperpixel: None: pixels are taken to be as large as those the model was trained on.
@@ -68,7 +68,7 @@ def forecast(
     Raises InputError, a ValueError, for anything that does not fit: shapes, values below 0 in mm/h, too few frames, a time step
     or grid that the model does not serve, an ensemble of a model that makes none.
     """
-    given = np.ma.asarray(precip)
+    given: np.ma.MaskedArray[Any, Any] = np.ma.asarray(precip)
     fields = np.ma.filled(given.astype(np.float64), np.nan)
     if fields.ndim != 3:
         raise InputError(
@@ -88,13 +88,13 @@ def forecast(
     forecaster = model if isinstance(model, Forecaster) else load(DEFAULT if model is None else model)
     rows = slice(None, None, -1 if yorigin == "lower" else 1)
     if velocity is not None:
-        motion = np.asarray(velocity, dtype=np.float32)
+        motion = np.asarray(velocity, dtype=np.float64)
         if motion.shape != (2, *fields.shape[1:]) or not np.isfinite(motion).all():
             raise InputError(
                 f"velocity must be finite, of the shape {(2, *fields.shape[1:])}. Received: the shape {motion.shape}"
             )
         if isinstance(forecaster, LagrangianForecaster):
-            downwards = np.array([1, rows.step], dtype=np.float32)[:, None, None]
+            downwards = np.array([1, rows.step])[:, None, None]
             forecaster = replace(forecaster, motion=motion[:, rows] * downwards)
     frames = _frames(fields[:, rows], timestep, kmperpixel)
     if seed is None:
