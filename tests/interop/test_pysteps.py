@@ -225,13 +225,17 @@ def exported(io: Any, folder: Path, field: np.ndarray, *, yorigin: str, projecti
 def test_we_read_forecasts_of_pysteps(io: Any, tmp_path: Path, yorigin: str, projection: str) -> None:
     field = np.random.default_rng(0).gamma(0.5, 3, size=(3, 8, 10)).astype(np.float32)
     field[:, 1, 2] = np.nan
-    frames = open_frames(exported(io, tmp_path, field, yorigin=yorigin, projection=projection))
+    path = exported(io, tmp_path, field, yorigin=yorigin, projection=projection)
+    frames = open_frames(path)
     np.testing.assert_array_equal(frames, field if yorigin == "upper" else field[:, ::-1])
     assert frames.attrs["units"] == "mm/h"
     assert frames.time.values.astype("M8[m]").astype(str).tolist() == [f"2024-06-01T12:{m:02}" for m in (5, 10, 15)]
     assert frames.y.values.tolist() == [*range(15_000, 0, -2000)]
     assert frames.x.values.tolist() == [*range(1000, 20_000, 2000)]
     assert ("polar" if projection == POLAR else "transverse") in frames.spatial_ref.attrs["grid_mapping_name"]
+    save_frames(frames.assign_coords(time=frames.time + np.timedelta64(1, "h")), tmp_path / "seen.nc")
+    with pytest.raises(InputError, match="steps.nc is a forecast among observed frames"):
+        open_frames([path, tmp_path / "seen.nc"])
 
 
 def test_an_ensemble_of_pysteps_says_how_to_take_a_member(

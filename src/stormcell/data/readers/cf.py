@@ -76,7 +76,7 @@ def read(path: Path, variable: str | None = None) -> xr.DataArray:
     """One variable with axes (time, y, x), raw but for CF's scale, offset and fill value.
 
     Attributes handed on: units, precipitation (whether it calls itself that), forecast (whether it is one that this
-    program made), and the CRS as CF attributes or a string.
+    program made, or pysteps), and the CRS as CF attributes or a string.
     Raises InputError if it is not clear which variable or axes are meant.
     """
     dataset = open_dataset(path)
@@ -110,7 +110,8 @@ def read(path: Path, variable: str | None = None) -> xr.DataArray:
         "units": frames.attrs.get("units", ""),
         "precipitation": is_precipitation(frames, name),
         "crs": _crs(dataset, dataset[name]),
-        "forecast": "lead_time" in dataset.coords and dataset.coords.get("forecast_reference_time", _NONE).ndim == 0,
+        "forecast": dataset.attrs.get("title") == "pysteps-generated nowcast"
+        or ("lead_time" in dataset.coords and dataset.coords.get("forecast_reference_time", _NONE).ndim == 0),
         **pair,
         **{key: frames.attrs[key] for key in ("long_name", "standard_name") if key in frames.attrs},
     }
