@@ -19,6 +19,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from ..errors import InputError, reason
+from . import readers
 from .axes import (
     MONTH,
     TOLERANCE,
@@ -32,13 +33,11 @@ from .axes import (
     with_crs,
     with_grid,
 )
-from .readers import arrays, cf, images
-from .readers.raw import time_in_name
+from .readers.raw import CompanionFile, time_in_name
 from .reading import Reading
 from .units import MARSHALL_PALMER, canonical, from_rain_rate, is_rain, to_rain_rate
 
 Paths = str | Path | Sequence[str | Path]
-SUFFIXES = (*cf.SUFFIXES, *arrays.SUFFIXES, *images.SUFFIXES)
 _MEAN_MONTH_MINUTES = 30.44 * 1440
 
 
@@ -68,33 +67,36 @@ def find_files(paths: Paths) -> list[Path]:
 
 
 def _expand(path: Path) -> list[Path]:
-    endings = ", ".join(SUFFIXES)
-    if path.is_dir() and path.suffix.lower() != ".zarr":
-        inside = [p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+    if path.is_dir() and not readers.is_zarr(path):
+        inside = [p for p in path.iterdir() if readers.may_hold_frames(p)]
         if not inside:
-            raise InputError(f"{path} is a folder without frames: expected files that end in {endings}")
+            raise InputError(f"{path} is a folder without frames; known are {readers.FORMATS}")
     elif path.exists():
-        if path.suffix.lower() not in SUFFIXES:
-            raise InputError(f"{path} has no known format: expected a file that ends in {endings}")
         inside = [path]
     else:
-        inside = [p for p in map(Path, glob.glob(str(path))) if p.suffix.lower() in SUFFIXES]
+        inside = [p for p in map(Path, glob.glob(str(path))) if readers.may_hold_frames(p)]
         if not inside:
             raise InputError(f"{path} does not exist, or no file with frames matches it")
     return sorted(inside, key=lambda p: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", str(p))])
 
 
+def _read_all(files: Sequence[Path], reading: Reading) -> list[xr.DataArray]:
+    """Files with frames, without the companions that may lie among them."""
+    parts, companions = [], []
+    for path in files:
+        try:
+            parts.append(_read(path, reading))
+        except CompanionFile as error:
+            companions.append(error)
+    if not parts and companions:
+        raise companions[0]
+    return parts
+
+
 def _read(path: Path, reading: Reading) -> xr.DataArray:
     """One file, raw but for its grid. Raises InputError if it cannot be read, whatever its library says."""
-    suffix = path.suffix.lower()
     try:
-        if suffix in images.SUFFIXES:
-            part = images.read(path)
-        elif suffix in arrays.SUFFIXES:
-            part = arrays.read(path, reading.variable)
-        else:
-            part = cf.read(path, reading.variable)
-        part = with_grid(part)
+        part = with_grid(readers.read(path, reading.variable))
     except InputError:
         raise
     except Exception as error:  # each format's library raises what it likes; the user needs the file's name
@@ -219,11 +221,12 @@ def open_frames(
 ) -> xr.DataArray:
     """Frames of one grid from a file, folder, glob or list of files, under the contract at the head of this module.
 
-    Reads NetCDF, Zarr, .npy, .npz and PNG, GIF and TIFF frames with times in their names. The options say what the files
-    do not: `variable` where there are several; `units` ("mm/h", "dBZ", "mm" a step, or any name); `start` (UTC) and
-    `step_minutes` where there are no times; `missing`, the codes of missing pixels; `crs`, anything that pyproj takes;
-    `zr`, the pair (a, b) of Z = a·R^b (Marshall–Palmer if nothing is known); `gain` and `offset` of pixel values
-    (value = gain · pixel + offset). Frames finer than `step_minutes` are thinned to it, counted back from the newest.
+    Reads what `readers` recognises: NetCDF, Zarr, radar products as their services write them, arrays, pictures and grey
+    videos, packed with gzip or not. The options say what the files do not: `variable` where there are several; `units`
+    ("mm/h", "dBZ", "mm" a step, or any name); `start` (UTC) and `step_minutes` where there are no times; `missing`, the codes
+    of missing pixels; `crs`, anything that pyproj takes; `zr`, the pair (a, b) of Z = a·R^b (Marshall–Palmer if nothing is
+    known); `gain` and `offset` of pixel values (value = gain · pixel + offset). Frames finer than `step_minutes` are thinned
+    to it, counted back from the newest.
 
     Rain below 0 mm/h can only be a missing code, and becomes missing; so does what is infinite. In dBZ, -32 and less, even
     infinitely less, is no echo.
@@ -231,7 +234,7 @@ def open_frames(
     Raises InputError for anything that a person has to mend, naming the file.
     """
     reading = Reading(variable, units, start, step_minutes, missing, crs, zr, gain, offset)
-    parts = [_read(file, reading) for file in find_files(path)]
+    parts = _read_all(find_files(path), reading)
     _check_no_forecasts(parts)
     return _finish(_joined(_with_times(parts, reading)), reading)
 
@@ -250,7 +253,7 @@ def open_runs(data: Sequence[str | Path], reading: Reading | None = None) -> lis
     for entry in data:
         files = [path for path in find_files(entry) if path.resolve() not in known]
         known.update(path.resolve() for path in files)
-        entries.append([_read(path, reading) for path in files])
+        entries.append(_read_all(files, reading) if files else [])
     _check_no_forecasts([part for parts in entries for part in parts])
     timeless = [part for parts in entries for part in parts if "time" not in part.coords]
     opened = [_joined(parts) for parts in entries if parts and all("time" in part.coords for part in parts)]

@@ -12,10 +12,15 @@ import numpy as np
 import xarray as xr
 
 from ...errors import InputError
+from . import meteonet
 from .raw import stack
 
 SUFFIXES = (".npy", ".npz")
 _MAGIC = {b"\x93NUMPY": ".npy", b"PK\x03\x04": ".npz"}
+
+
+def recognises(start: bytes) -> bool:
+    return start.startswith(tuple(_MAGIC))
 
 
 def read(path: Path, variable: str | None = None) -> xr.DataArray:
@@ -32,6 +37,8 @@ def read(path: Path, variable: str | None = None) -> xr.DataArray:
         if kind == ".npy":
             return _frames(np.load(path, mmap_mode="r", allow_pickle=False), path)
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            if meteonet.recognises_members(set(file.files)):
+                return meteonet.read(path)
             return _from_npz(file, path, variable)
     except InputError:
         raise

@@ -22,15 +22,18 @@ _NONE = xr.DataArray([np.nan])
 _PRECIPITATION = re.compile(r"precip|rain|prcp|\btp\b|reflectivity|dbz", re.IGNORECASE)
 
 
+def recognises(start: bytes) -> bool:
+    return start.startswith(b"CDF")
+
+
 def open_dataset(path: Path) -> xr.Dataset:
-    """Open lazily. Raises InputError if the file is no NetCDF."""
+    """Open lazily."""
+    import pyproj  # noqa: F401 — before xarray loads what joins it: a PROJ that cfgrib brings would take pyproj's away
+
     if path.is_dir():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # a store without consolidated metadata is fine
             return xr.open_zarr(path, chunks={}, decode_timedelta=False)
-    with path.open("rb") as stream:
-        if not stream.read(4).startswith((b"CDF", b"\x89HDF")):
-            raise InputError(f"{path} is not a NetCDF file")
     return xr.open_dataset(path, chunks={}, decode_timedelta=False)
 
 

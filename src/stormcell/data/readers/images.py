@@ -1,4 +1,4 @@
-"""PNG, GIF and TIFF frames through Pillow: one value a pixel, one or several frames a file.
+"""PNG, JPEG, GIF, TIFF and PGM frames through Pillow: one value a pixel, one or several frames a file.
 
 The value is the grey, also of a grey palette; of a palette in colours it is the index, which is what radar products store.
 """
@@ -15,9 +15,12 @@ import xarray as xr
 from PIL import GifImagePlugin, Image, TiffImagePlugin
 
 from ...errors import InputError, reason
+from . import geotiff
 from .raw import stack
 
-SUFFIXES = (".png", ".gif", ".tif", ".tiff")
+SUFFIXES = (".png", ".gif", ".tif", ".tiff", ".jpg", ".jpeg", ".pgm")
+_MAGIC = (b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"\xff\xd8\xff", b"P5")
+_GEO_KEYS = 34735  # GeoTIFF 1.1
 _SUBFILE_TYPE = 254  # TIFF 6.0: bit 0 is set for a reduced copy of another page
 # Pillow's modes with one number a pixel.
 _MODES = {
@@ -56,12 +59,18 @@ def _grey(colours: npt.NDArray[np.uint8]) -> bool:
     return bool((colours[..., :1] == colours).all())
 
 
-def read(path: Path) -> xr.DataArray:
+def recognises(start: bytes) -> bool:
+    return start.startswith(_MAGIC)
+
+
+def read(path: Path, variable: str | None = None) -> xr.DataArray:
     """Frames of one picture file; pixels are decoded when they are used. Overviews in a TIFF are no frames.
 
     Raises InputError if it is a colour picture.
     """
     with Image.open(path) as image:
+        if isinstance(image, TiffImagePlugin.TiffImageFile) and _GEO_KEYS in image.tag_v2:
+            return geotiff.read(path, variable)
         size, mode = image.size, image.mode
         indices = [k for k in range(getattr(image, "n_frames", 1)) if _is_frame(image, k, size)]
     if mode not in _MODES:
