@@ -67,7 +67,7 @@ def decode(file: h5py.File, key: tuple[str, str, float]) -> npt.NDArray[np.float
     group, data, rate = key
     about = _what(file, group, data)
     raw = file[f"{group}/{data}/data"][...]
-    nothing = NO_ECHO_DBZ if _UNITS.get(_text(about["quantity"])) == "dBZ" else 0.0
+    nothing = NO_ECHO_DBZ if _UNITS.get(_text(about.get("quantity", _QUALITY))) == "dBZ" else 0.0
     value = (raw * float(about["gain"]) + float(about["offset"])) * rate
     value = np.where(raw == about["undetect"], nothing, value) if "undetect" in about else value
     return np.where(raw == about["nodata"], np.nan, value).astype(np.float32) if "nodata" in about else value
@@ -81,9 +81,8 @@ def _quantities(file: h5py.File) -> tuple[dict[str, tuple[str, str]], tuple[str,
         nested = [f"{part}/{name}" for part in parts for name in file[f"{group}/{part}"] if name.startswith("quality")]
         for data in [*parts, *nested]:
             if "data" in file[f"{group}/{data}"]:
-                about = _what(file, group, data)
                 usual = _QUALITY if "quality" in data else ""
-                found.setdefault(_text(about.get("quantity", usual)), (group, data))
+                found.setdefault(_text(_what(file, group, data).get("quantity", usual)), (group, data))
     quality = found.pop(_QUALITY, None)
     first = next(iter(found.values()), None)
     if quality and first and file["/".join((*quality, "data"))].shape != file["/".join((*first, "data"))].shape:
@@ -92,11 +91,9 @@ def _quantities(file: h5py.File) -> tuple[dict[str, tuple[str, str]], tuple[str,
 
 
 def _what(file: h5py.File, group: str, data: str) -> dict[str, Any]:
-    """Of a field: what it says itself comes before what its groups say."""
+    """Of a field: what it says itself comes before what its dataset says; quality has only its own."""
     said: dict[str, Any] = {"gain": 1.0, "offset": 0.0}
-    place = group
-    for part in ("", *data.split("/")):
-        place = f"{place}/{part}" if part else place
+    for place in (f"{group}/{data}",) if "quality" in data else (group, f"{group}/{data}"):
         if "what" in file[place]:
             said |= dict(file[place]["what"].attrs)
     return said

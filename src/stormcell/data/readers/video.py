@@ -26,8 +26,8 @@ def read(path: Path, variable: str | None = None) -> xr.DataArray:
     import imageio_ffmpeg
 
     frames: list[npt.NDArray[np.uint8]] = []
+    reader = imageio_ffmpeg.read_frames(str(path), pix_fmt="rgb24")
     try:
-        reader = imageio_ffmpeg.read_frames(str(path), pix_fmt="rgb24")
         width, height = next(reader)["size"]
         for packed in reader:
             pixels = np.frombuffer(packed, np.uint8).reshape(height, width, 3)
@@ -38,6 +38,8 @@ def read(path: Path, variable: str | None = None) -> xr.DataArray:
                 raise InputError(f"{path} is a video of more than {LARGEST_UNPACKED // 2**20} MB: cut it into parts")
     except (OSError, RuntimeError, StopIteration, KeyError) as error:
         raise InputError(f"{path} is no video that ffmpeg can read, or breaks off") from error
+    finally:
+        reader.close()
     if not frames:
         raise InputError(f"{path} is a video without frames")
     return stack(np.stack(frames), path)
