@@ -23,10 +23,10 @@ import torch
 from torch import nn
 
 from stormcell import ConvLSTM2d, paper_model
-from stormcell.forecasting.tally import FEWEST_BLOCKS
 from stormcell.nn.costs import Cost, cost
 from stormcell.nn.stacks import Conv2dFlatLSTM, Conv2dPixelLSTM
 from stormcell.report.comparison import made_by, notes, score_table, structure_table
+from stormcell.report.networks import csi_table, ensemble_table, markdown
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "experiments" / "results"
@@ -108,64 +108,13 @@ def comparison(name: str) -> str:
     """The tables of a comparison (`stormcell compare`) and its verdict, from its file of results."""
     result = results(name)
     rows = {"structure": structure_table(result), "scores": score_table(result, intervals=False)}
-    tables = {part: table(["model", *columns], lines) for part, (columns, lines) in rows.items()}
+    tables = {part: markdown(["model", *columns], lines) for part, (columns, lines) in rows.items()}
     facts = "\n".join(f"- {key}: {value}" for key, value in result["facts"].items())
     verdicts = "\n".join(f"- {one['text']}" for one in result["verdicts"])
     told = "\n".join(f"- {note}" for note in notes(result))
     made = f"Made by `{result['repeat']}`, seed {result['seed']}; {made_by(result)}."
     parts = [f"**{result['verdict']}**", verdicts, tables["scores"], tables["structure"], facts, told, made]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def csi_table(networks: dict[str, list[dict[str, Any]]]) -> str:
-    """CSI by network, lead time and threshold, from files of scores (`stormcell verify`)."""
-    names = {"stormcell": "Stormcell", "persistence": "persistence", "optical-flow": "optical flow", "s-prog": "S-PROG"}
-    lines = []
-    for network, passes in networks.items():
-        for scores in passes:
-            at = {(row["forecaster"], row["lead_minutes"]): row["thresholds"] for row in scores["scores"]}
-            few = "" if scores["blocks"] >= FEWEST_BLOCKS else " (too few for an interval)"
-            for lead in dict.fromkeys(lead for _, lead in at):
-                for row in zip(*(at[name, lead] for name in names)):
-                    best = max(entry["csi"] for entry in row)
-                    lines.append([
-                        network, f"{scores['cases']}, {scores['blocks']}{few}", f"+{lead:g} min", f"{row[0]['threshold']:g}",
-                        *(_with_interval(entry["csi"], *entry["csi_interval"], best=best) for entry in row),
-                    ])  # fmt: skip
-    return table(["network", "cases, blocks", "lead", "mm/h", *names.values()], lines) + "\n"
-
-
-def ensemble_table(networks: dict[str, list[dict[str, Any]]]) -> str:
-    """CRPS of the ensembles by network and lead time, the power of their members, and the reliability of ours."""
-    lines = []
-    for network, passes in networks.items():
-        for scores in passes:
-            at = {(row["forecaster"], row["lead_minutes"]): row for row in scores["scores"]}
-            for lead in dict.fromkeys(lead for _, lead in at):
-                ours, rival = (at[name, lead] for name in ("ensemble", "steps"))
-                best = min(ours["crps"], rival["crps"])
-                crps = [_with_interval(row["crps"], *row["crps_interval"], best=best) for row in (ours, rival)]
-                power = [f"{row['relative_power']:.2f}" for row in (ours, rival)]
-                lines.append([network, f"+{lead:g} min", *crps, *power, _reliable(ours)])
-    columns = ["network", "lead", "CRPS, Stormcell", "CRPS, STEPS", "power, Stormcell", "power, STEPS", "reliable"]
-    return table(columns, lines) + "\n"
-
-
-def _reliable(row: dict[str, Any]) -> str:
-    """How many bins of the reliability diagrams lie in their consistency band, of those that blocks enough fill."""
-    bins = [one for entry in row["thresholds"] for one in entry["reliability"] if one["consistency"][0] is not None]
-    inside = sum(one["consistency"][0] <= one["observed_frequency"] <= one["consistency"][1] for one in bins)
-    return f"{inside} of {len(bins)} bins" if bins else "too few blocks"
-
-
-def _with_interval(value: float, low: float | None, high: float | None, *, best: float) -> str:
-    shown = f"**{value:.3f}**" if value == best else f"{value:.3f}"
-    return shown if low is None else f"{shown} [{low:.3f}, {high:.3f}]"
-
-
-def table(columns: list[str], lines: list[list[str]]) -> str:
-    """In Markdown."""
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *lines))
 
 
 def render(template: Path) -> str:

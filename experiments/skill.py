@@ -36,6 +36,7 @@ from stormcell.forecasting.tally import FEWEST_BLOCKS, scores_to_json
 from stormcell.forecasting.train import Plan, Recipe, train
 from stormcell.forecasting.verify import hindcast
 from stormcell.provenance import commit, machine
+from stormcell.report.networks import csi_table, ensemble_table, reliable_bins
 from stormcell.writing import whole_file
 
 RESULTS = Path(__file__).parent / "results" / "skill"
@@ -145,33 +146,18 @@ def scored(
 
 
 def table() -> str:
-    """Each fold's CSI, then what is asked of the mean over folds, and what came out."""
+    """Scores by fold, then what is asked of the mean over folds, and what came out."""
     folds = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
+    if not folds:
+        return "nothing is known yet"
     at = {
         (fold, row["forecaster"], row["lead_minutes"]): row
         for fold, result in folds.items()
         for scores in result["scores"]
         for row in scores["scores"]
     }
-    names = list(dict.fromkeys(name for _, name, _ in at))
-    lines = ["| fold | lead | cases, blocks | mm/h | " + " | ".join(names) + " |", "|---" * (4 + len(names)) + "|"]
-    for fold, result in folds.items():
-        for scores in result["scores"]:
-            enough = f"{scores['cases']}, {scores['blocks']}" + (
-                "" if scores["blocks"] >= FEWEST_BLOCKS else " (too few for an interval)"
-            )
-            for lead in dict.fromkeys(row["lead_minutes"] for row in scores["scores"]):
-                for k, level in enumerate(THRESHOLDS):
-                    cells = [_with_interval(at[fold, name, lead]["thresholds"][k], "csi") for name in names]
-                    lines.append(f"| {fold} | +{lead:g} | {enough} | {level:g} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *_targets(folds, at)]) if folds else "nothing is known yet"
-
-
-def _with_interval(entry: dict[str, Any], name: str) -> str:
-    value, (low, high) = entry[name], entry[f"{name}_interval"]
-    if value is None:
-        return "–"
-    return f"{value:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
+    networks = {fold: result["scores"] for fold, result in folds.items()}
+    return "\n".join([csi_table(networks), ensemble_table(networks), *_targets(folds, at)])
 
 
 def _targets(folds: dict[str, Any], at: dict[Any, Any]) -> list[str]:
@@ -207,15 +193,11 @@ def _targets(folds: dict[str, Any], at: dict[Any, Any]) -> list[str]:
         ours, its = (mean(name, lead, lambda row: row["crps"]) for name in ("ensemble", "steps"))
         found.append(verdict(f"CRPS over STEPS', +{lead:g} min", ours / its, 0.95, most=True))
     for (fold, who, lead), row in at.items():
-        if who == "ensemble":
-            for entry in row["thresholds"]:
-                bins = [one for one in entry["reliability"] if one["consistency"][0] is not None]
-                inside = sum(
-                    one["consistency"][0] <= one["observed_frequency"] <= one["consistency"][1] for one in bins
-                )
-                if bins:
-                    what = f"{fold}, +{lead:g} min, {entry['threshold']:g} mm/h: share of {len(bins)} bins in the band"
-                    found.append(verdict(what, inside / len(bins), 1.0))
+        for entry in row["thresholds"] if who == "ensemble" else []:
+            inside, bins = reliable_bins([entry])
+            if bins:
+                what = f"{fold}, +{lead:g} min, {entry['threshold']:g} mm/h: share of {bins} bins in the band"
+                found.append(verdict(what, inside / bins, 1.0))
     if 60.0 in leads:
         power = mean("ensemble", 60.0, lambda row: row["relative_power"])
         found.append(verdict("power of a member at 4 to 16 km over the observed, +60 min", power, 0.5))

@@ -15,7 +15,7 @@ MAY = {
     "engine": set(),
     "data": {"data"},
     "nn": {"engine", "nn"},
-    "interop": {"engine", "nn", "interop"},
+    "interop": {"data", "engine", "forecasting", "nn", "interop"},
     "forecasting": {"data", "nn", "forecasting"},
     "comparing": {"data", "nn", "forecasting", "comparing"},
     "report": {"data", "report"},

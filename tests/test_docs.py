@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -98,6 +99,17 @@ def test_the_table_is_what_the_formulas_below_it_give() -> None:
     rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|")][2:]
     found = {name: (parameters, macs, sees) for name, parameters, macs, sees in rows}
     assert found == {name: (f"{p:,}", f"{macs / 1e6:,.1f} M", sees) for name, (p, macs, sees) in expected.items()}
+
+
+def test_the_python_for_people_who_come_from_pysteps_runs() -> None:
+    pytest.importorskip("pysteps", reason="pysteps is not installed: pip install 'stormcell[radar]'")
+    page = (DOCS / "pysteps.md").read_text(encoding="utf-8")
+    code = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)[0]
+    precip = np.random.default_rng(0).gamma(0.5, 3, size=(3, 32, 32))
+    names: dict[str, Any] = {"precip": precip, "velocity": np.zeros((2, 32, 32))}
+    exec(code, names)
+    assert names["fcst"].shape == (12, 32, 32)
+    assert names["ensemble"].shape == (20, 12, 32, 32)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")

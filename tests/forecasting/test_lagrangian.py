@@ -264,7 +264,7 @@ def test_members_keep_the_probabilities(moving: LagrangianForecaster, storms: li
     past = past[-suited.past :]
     members = suited.ensemble(past, 3, members=300, seed=0)
     storm = suited._storm(past, 3)
-    logits = list(suited._logits(storm, 3))[-1]
+    logits = list(suited._logits(storm))[-1]
     said = suited._placed(torch.sigmoid(logits)[:, None].expand(-1, 3, -1, -1), storm, past)[1, -1]
     found = (members[:, -1] >= 0.5).mean(axis=0)
     assert abs(float(found.mean()) - float(said.mean())) < 0.03

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 
@@ -45,10 +46,10 @@ def follows(before: np.datetime64, after: np.datetime64, step: Step) -> bool:
     return abs(minutes - float(step)) <= TOLERANCE * float(step)
 
 
-def advance(time: np.datetime64, step: Step, count: int) -> np.datetime64:
+def advance(time: np.datetime64, step: Step, count: float) -> np.datetime64:
     """The time `count` steps after `time`."""
     if step == MONTH:
-        return (pd.Timestamp(time) + pd.DateOffset(months=count)).to_datetime64().astype("datetime64[ns]")
+        return (pd.Timestamp(time) + pd.DateOffset(months=int(count))).to_datetime64().astype("datetime64[ns]")
     return time.astype("datetime64[ns]") + np.timedelta64(round(float(step) * 60 * count), "s")
 
 
@@ -148,6 +149,9 @@ def with_crs(frames: xr.DataArray, crs: object) -> xr.DataArray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # CF's own words cannot say all of it; crs_wkt, beside them, does
         attrs = parsed.to_cf()
+    if attrs.get("grid_mapping_name") == "polar_stereographic" and "standard_parallel" in attrs:
+        pole = math.copysign(90.0, attrs["standard_parallel"])  # CF asks for it, PROJ leaves it out
+        attrs.setdefault("latitude_of_projection_origin", pole)
     return frames.assign_coords(spatial_ref=xr.Variable((), 0, attrs))
 
 

@@ -279,7 +279,7 @@ def _continues(before: xr.DataArray, after: xr.DataArray) -> bool:
 
 
 def _check_no_forecasts(parts: list[xr.DataArray]) -> None:
-    """Refuse forecasts of our own among other frames: they would be taken for what was observed."""
+    """Refuse forecasts of our own, or of pysteps, among other frames: they would be taken for what was observed."""
     forecasts = [part for part in parts if part.attrs.get("forecast")]
     if forecasts and len(forecasts) < len(parts):
         raise InputError(

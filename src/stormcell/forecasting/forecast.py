@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import h5netcdf
+import h5py  # type: ignore[import-untyped]
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -22,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..data.axes import MONTH, Step, advance, grid_spacing, step_text, time_step
+from ..data.axes import MONTH, Step, advance, grid_spacing, step_text, time_step, time_text
 from ..data.frames import check_frames, values, zr_pair
 from ..data.units import Transform, from_rain_rate, is_rain, to_rain_rate
 from ..data.windows import Sample, Windows, network_input, split_at_gaps
@@ -34,6 +35,8 @@ from .bundled import model_file
 from .losses import mean_error
 
 FORMAT = 1
+_PYSTEPS_NAMES = {"mm/h": "precip_intensity", "dBZ": "reflectivity"}
+Steps = int | Sequence[float]  # so many from the newest frame on, or these: [0.5, 2] is half a step ahead, and two
 THRESHOLDS_MM_H = (0.5, 2.0, 5.0, 10.0)
 SPACING_TOLERANCE = 0.25
 
@@ -146,22 +149,25 @@ class Forecaster:
             )
         return self
 
-    def fields(self, past: npt.NDArray[np.float32], steps: int) -> npt.NDArray[np.float32]:
+    def fields(self, past: npt.NDArray[np.float32], steps: Steps) -> npt.NDArray[np.float32]:
         """Frames (past, Y, X), rain in mm/h, NaN where missing → forecast (steps, Y, X).
 
-        Missing only where all past frames are.
+        Missing only where all past frames are. Raises InputError for a part of a step.
         """
+        wanted = lead_steps(steps)
+        if any(k % 1 for k in wanted):
+            raise InputError(f"this model forecasts whole steps of {step_text(self.step)}, not {wanted}")
         units = "mm/h" if self.transform.rain else self.transform.units
         device = next(self.network.parameters()).device
         self.network.eval()
         with torch.no_grad():
             x = network_input(self.transform.encode(past, units))[None].to(device)
-            y = self.network(x, steps)[0, :, 0].float().cpu().numpy()
+            y = self.network(x, int(wanted[-1]))[0, [int(k) - 1 for k in wanted], 0].float().cpu().numpy()
         y[:, ~np.isfinite(past).any(axis=0)] = np.nan
         return self.transform.decode(y, units)
 
     def ensemble(
-        self, past: npt.NDArray[np.float32], steps: int, *, members: int, seed: int = 0
+        self, past: npt.NDArray[np.float32], steps: Steps, *, members: int, seed: int = 0
     ) -> npt.NDArray[np.float32]:
         """Frames as in `fields` → members (members, steps, Y, X). Raises InputError for a model without probabilities."""
         raise InputError("this model forecasts one field, not an ensemble: train one with --model lagrangian")
@@ -169,13 +175,14 @@ class Forecaster:
     def forecast(
         self,
         frames: xr.DataArray,
-        steps: int | None = None,
+        steps: Steps | None = None,
         *,
         members: int | None = None,
         seed: int = 0,
         any_grid: bool = False,
     ) -> xr.DataArray:
-        """Forecast the `steps` frames after the newest of `frames` (None: as many as in training).
+        """Forecast the `steps` frames after the newest of `frames` (None: as many as in training), or those at a list of steps,
+        such as [6, 12], which a lagrangian model may divide: [0.5, 1].
 
         Returns frames of the same unit, grid and CRS; time is the valid time, with `lead_time` beside it and
         `forecast_reference_time`, the time of the newest frame. NaN only where a pixel is missing in all past frames.
@@ -187,9 +194,7 @@ class Forecaster:
         frames = check_frames(frames)
         source = frames.attrs.get("source", "frames")
         suited = self.suited(frames, any_grid=any_grid)
-        steps = suited.frames_ahead if steps is None else steps
-        if steps < 1:
-            raise InputError(f"--steps must be 1 or more, not {steps}")
+        leads = lead_steps(suited.frames_ahead if steps is None else steps)
         newest = split_at_gaps(frames)[-1]
         if newest.sizes["time"] < suited.past:
             raise InputError(
@@ -201,11 +206,11 @@ class Forecaster:
         if self.transform.rain:
             past = to_rain_rate(past, units, zr)
         found = (
-            suited.fields(past, steps) if members is None else suited.ensemble(past, steps, members=members, seed=seed)
+            suited.fields(past, leads) if members is None else suited.ensemble(past, leads, members=members, seed=seed)
         )
         if self.transform.rain:
             found = from_rain_rate(found, units, zr)
-        return as_forecast(found.astype(np.float32), newest, suited.step)
+        return as_forecast(found.astype(np.float32), newest, suited.step, leads)
 
     def architecture(self) -> dict[str, Any]:
         """The arguments that make this network anew."""
@@ -245,11 +250,28 @@ class Forecaster:
             temporary.write_bytes(save(weights, metadata={"stormcell": json.dumps(header)}))
 
 
-def as_forecast(decoded: npt.NDArray[np.float32], past: xr.DataArray, step: Step) -> xr.DataArray:
-    """Values ([member,] steps, Y, X) → a forecast on the grid of `past`, counted from its newest frame."""
+def lead_steps(steps: Steps) -> list[float]:
+    """The steps that are meant. Raises InputError if there are none, or they do not ascend from above 0."""
+    if isinstance(steps, (int, np.integer)):
+        if steps < 1:
+            raise InputError(f"--steps must be 1 or more, not {steps}")
+        return list(range(1, int(steps) + 1))
+    wanted = [float(k) for k in steps]
+    if not wanted or not all(a < b for a, b in zip([0.0, *wanted], wanted)):
+        raise InputError(f"steps must ascend from above 0, not {wanted}")
+    return wanted
+
+
+def as_forecast(
+    decoded: npt.NDArray[np.float32], past: xr.DataArray, step: Step, steps: Steps | None = None
+) -> xr.DataArray:
+    """Values ([member,] steps, Y, X) → a forecast on the grid of `past`, counted from its newest frame.
+
+    `steps` says which they are, where they are not the first ones.
+    """
     reference = past.time.values[-1]
-    steps = decoded.shape[-3]
-    valid = np.array([advance(reference, step, k + 1) for k in range(steps)], dtype="datetime64[ns]")
+    leads = lead_steps(decoded.shape[-3] if steps is None else steps)
+    valid = np.array([advance(reference, step, k) for k in leads], dtype="datetime64[ns]")
     coords: dict[str, Any] = {
         "time": ("time", valid, {"standard_name": "time", "long_name": "valid time"}),
         "lead_time": ("time", valid - reference, {"standard_name": "forecast_period"}),
@@ -320,16 +342,36 @@ def save_frames(frames: xr.DataArray, path: str | Path) -> None:
         if path.suffix.lower() == ".zarr":
             dataset.to_zarr(temporary, zarr_format=2, consolidated=True)
         elif path.suffix.lower() in (".nc", ".nc4"):
-            encoding: dict[str, dict[str, Any]] = {name: {"_FillValue": None} for name in map(str, dataset.coords)}
-            encoding[str(frames.name or "frames")] = {"zlib": True, "complevel": 4}
-            # In memory first: where the disk is full, HDF5 takes the whole process down. Not by `to_netcdf`, which makes
-            # no bytes with h5netcdf in the last xarray for Python 3.10.
-            buffer = io.BytesIO()
-            with h5netcdf.File(buffer, "w") as file:
-                dataset.dump_to_store(xr.backends.H5NetCDFStore(file), encoding=encoding)
-            temporary.write_bytes(buffer.getvalue())
+            temporary.write_bytes(_netcdf(dataset, str(frames.name or "frames")))
         else:
             raise InputError(f"{path}: expected a file that ends in .nc, .zarr, .png, .gif or .mp4")
+
+
+def _netcdf(dataset: xr.Dataset, name: str) -> bytes:
+    """A file, made in memory: where the disk is full, HDF5 takes the whole process down.
+
+    pysteps' importer counts the time of a forecast in seconds from its reference time, and knows few names of variables: what
+    it knows becomes a second name (a hard link of HDF5) of the same values.
+    """
+    encoding: dict[str, dict[str, Any]] = {coord: {"_FillValue": None} for coord in map(str, dataset.coords)}
+    encoding[name] = {"zlib": True, "complevel": 4}
+    second_names = {}
+    reference = dataset.coords.get("forecast_reference_time")
+    if reference is not None and reference.ndim == 0:
+        encoding["time"]["units"] = f"seconds since {time_text(reference.values, 's')}"
+        known = _PYSTEPS_NAMES.get(dataset[name].attrs["units"], name)
+        if known not in dataset.variables:
+            second_names[known] = name
+            dataset[name].attrs["also_named"] = known
+        if "spatial_ref" in dataset and dataset.spatial_ref.attrs.get("grid_mapping_name") == "polar_stereographic":
+            second_names["polar_stereographic"] = "spatial_ref"
+    buffer = io.BytesIO()
+    with h5netcdf.File(buffer, "w") as file:  # `to_netcdf` makes no bytes in the last xarray for Python 3.10
+        dataset.dump_to_store(xr.backends.H5NetCDFStore(file), encoding=encoding)
+    with h5py.File(buffer, "r+") as file:
+        for second, first in second_names.items():
+            file[second] = file[first]
+    return buffer.getvalue()
 
 
 def to_cf(frames: xr.DataArray) -> xr.Dataset:

@@ -26,7 +26,7 @@ from ..errors import InputError
 from ..nn.advection import paths, sample
 from ..nn.exceedance import ExceedanceForecaster
 from .exceedance import LEVELS_MM_H, best_field, member, noise, stratified
-from .forecast import SPACING_TOLERANCE, Forecaster, close
+from .forecast import SPACING_TOLERANCE, Forecaster, Steps, close, lead_steps
 from .losses import exceedance_loss
 from .motion import Array, motion_field, pysteps
 
@@ -64,9 +64,10 @@ def aligned(fields: Array, minutes: Sequence[float], motion: Tensor, times: Sequ
 
 class _Storm(NamedTuple):
     """What is known at the present, on the model's grid and a margin around it, from which rain may flow in: the aligned past
-    (ages, Y, X) in mm/h, the motion in pixels a minute, and where anything was ever seen.
+    (ages, Y, X) in mm/h, the motion in pixels a minute, and where anything was ever seen; and the lead times wanted, minutes.
     """
 
+    minutes: list[float]
     past: Array
     motion: Tensor
     seen: npt.NDArray[np.bool_]
@@ -84,6 +85,7 @@ class LagrangianForecaster(Forecaster):
     network: ExceedanceForecaster  # type: ignore[assignment]
     ages: tuple[float, ...] = (-10.0, -5.0, 0.0)
     spacing_m: float | None = None  # of the frames it is used on
+    motion: npt.NDArray[np.float64] | None = None  # in them, as `motion_field` gives it; None: to be found
 
     kind: ClassVar[str] = "lagrangian"
     reference: ClassVar[str] = "first guess"
@@ -214,22 +216,25 @@ class LagrangianForecaster(Forecaster):
             )
         return replace(self, step=step, past=frames_needed(step, self.ages), spacing_m=spacing)
 
-    def fields(self, past: Array, steps: int) -> Array:
-        """Rain rates (P, Y, X), mm/h, `step` minutes apart → the field of greatest expected CSI at each step (steps, Y, X)."""
+    def fields(self, past: Array, steps: Steps) -> Array:
+        """Rain rates (P, Y, X), mm/h, `step` minutes apart → the field of greatest expected CSI at each step (steps, Y, X).
+
+        Steps need not be whole.
+        """
         storm = self._storm(past, steps)
         seen = torch.from_numpy(storm.seen)
-        leads = [best_field(logits, seen) for logits in self._logits(storm, steps)]
+        leads = [best_field(logits, seen) for logits in self._logits(storm)]
         return self._placed(torch.stack(leads)[None], storm, past)[0]
 
-    def ensemble(self, past: Array, steps: int, *, members: int, seed: int = 0) -> Array:
+    def ensemble(self, past: Array, steps: Steps, *, members: int, seed: int = 0) -> Array:
         """Members (members, steps, Y, X), mm/h, each as probable as the other."""
         storm = self._storm(past, steps)
         newest = np.nan_to_num(self.transform.encode(storm.past[-1], "mm/h"))
         kilometres = (self.grid_spacing_m or 1000.0) / 1000
-        drawn = noise(newest, self._minutes(steps), members, kilometres=kilometres, seed=seed)
+        drawn = noise(newest, storm.minutes, members, kilometres=kilometres, seed=seed)
         leads = [
             torch.stack([member(logits, exceeded) for exceeded in stratified(normals)])
-            for logits, normals in zip(self._logits(storm, steps), drawn)
+            for logits, normals in zip(self._logits(storm), drawn)
         ]
         return self._placed(torch.stack(leads, dim=1), storm, past)
 
@@ -237,9 +242,6 @@ class LagrangianForecaster(Forecaster):
     def _step(self) -> float:
         assert not isinstance(self.step, str)
         return self.step
-
-    def _minutes(self, steps: int) -> list[float]:
-        return [self._step * (k + 1) for k in range(steps)]
 
     def _size(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """Of the model's grid over frames of this shape."""
@@ -249,26 +251,28 @@ class LagrangianForecaster(Forecaster):
             return height, width
         return max(1, round(height * spacing / own)), max(1, round(width * spacing / own))
 
-    def _storm(self, past: Array, steps: int) -> _Storm:
+    def _storm(self, past: Array, steps: Steps) -> _Storm:
+        minutes = [self._step * k for k in lead_steps(steps)]
         size = self._size(past.shape)
         if size != past.shape[-2:]:
             past = _means(past, size)
-        motion = torch.from_numpy((motion_field(past) / self._step).astype(np.float32))[None]
+        moves = motion_field(past) if self.motion is None else _resized(self.motion, size)
+        motion = torch.from_numpy((moves / self._step).astype(np.float32))[None]
         times = [self._step * (k + 1 - len(past)) for k in range(len(past))]
         here = aligned(past, times, motion, self.ages)
-        margin = min(math.ceil(float(motion.abs().max()) * self._step * steps), _WIDEST_MARGIN)
+        margin = min(math.ceil(float(motion.abs().max()) * minutes[-1]), _WIDEST_MARGIN)
         around = ((0, 0), (margin, margin), (margin, margin))
         here = np.pad(here, around, constant_values=np.nan)
         seen = np.pad(np.isfinite(past).any(axis=0), around[1:])
-        return _Storm(here, nnf.pad(motion, (margin,) * 4, mode="replicate"), seen, margin)
+        return _Storm(minutes, here, nnf.pad(motion, (margin,) * 4, mode="replicate"), seen, margin)
 
-    def _logits(self, storm: _Storm, steps: int) -> Iterator[Tensor]:
-        """(K, Y, X) for each step, in the storm's coordinates."""
+    def _logits(self, storm: _Storm) -> Iterator[Tensor]:
+        """(K, Y, X) for each lead time, in the storm's coordinates."""
         device = next(self.network.parameters()).device
         x = network_input(self.transform.encode(storm.past, "mm/h"))[None].to(device)
         self.network.eval()
         with torch.inference_mode():
-            for logits in self.network.leads(x, self._minutes(steps)):
+            for logits in self.network.leads(x, storm.minutes):
                 yield logits[0].float().cpu()
 
     def _placed(self, fields: Tensor, storm: _Storm, past: Array) -> Array:
@@ -276,7 +280,7 @@ class LagrangianForecaster(Forecaster):
 
         Missing only where all past frames are.
         """
-        places = paths(storm.motion, [-minute for minute in self._minutes(fields.shape[1])])
+        places = paths(storm.motion, [-minute for minute in storm.minutes])
         shape, size = past.shape[-2:], self._size(past.shape)
         inside = (..., slice(storm.margin, storm.margin + size[0]), slice(storm.margin, storm.margin + size[1]))
         found = np.empty((*fields.shape[:2], *shape), dtype=np.float32)
@@ -296,3 +300,11 @@ def _means(fields: Array, size: tuple[int, int]) -> Array:
     weight = nnf.interpolate(valid.float(), size=size, mode="area")
     mean = nnf.interpolate(torch.where(valid, field, 0.0), size=size, mode="area") / weight.clamp(min=1e-6)
     return torch.where(weight >= 0.5, mean, torch.nan)[0].numpy()
+
+
+def _resized(motion: npt.NDArray[np.float64], size: tuple[int, int]) -> npt.NDArray[np.float64]:
+    """Motion (2, Y, X) in pixels of one grid → in those of another over the same area."""
+    if size == motion.shape[-2:]:
+        return motion
+    scale = np.array([size[1] / motion.shape[2], size[0] / motion.shape[1]])[:, None, None]
+    return nnf.interpolate(torch.from_numpy(motion)[None], size=size, mode="area")[0].numpy() * scale

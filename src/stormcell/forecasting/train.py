@@ -227,7 +227,7 @@ def plan(
     fixed = replace(recipe, minutes=None, epochs=None, device="auto")
     identity = json.dumps({"recipe": asdict(fixed), "frames": [f["digest"] for f in frames]}, sort_keys=True)
     frames += forecaster.card.get("frames", [])  # what a model was begun with, it has seen
-    forecaster.card |= {"version": __version__, "frames": frames, "recipe": asdict(recipe)}
+    forecaster.card |= {"frames": frames, "recipe": asdict(recipe)}
     return Plan(split, recipe, training, chosen, forecaster, identity)
 
 
@@ -444,6 +444,7 @@ def _best(plan: Plan, folder: Path, reporter: _Reporter, *, updates: int, comman
     state = {k.removeprefix("network."): v for k, v in checkpoint["state_dict"].items()}
     plan.network.cpu().load_state_dict(state)
     plan.forecaster.card |= {
+        "version": __version__,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(sys.argv) if command is None else command,
         "updates": updates,

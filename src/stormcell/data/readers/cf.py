@@ -59,6 +59,8 @@ def _choose(dataset: xr.Dataset, path: Path, variable: str | None) -> str:
         if variable not in candidates:
             raise InputError(f"{path} has no variable {variable!r}; it has {', '.join(candidates) or 'none'}")
         return variable
+    second_names = {dataset[name].attrs.get("also_named") for name in candidates}
+    candidates = [name for name in candidates if name not in second_names]
     if len(candidates) > 1:
         rain = [n for n in candidates if is_precipitation(dataset[n], n)]
         candidates = rain if len(rain) == 1 else candidates
@@ -77,7 +79,7 @@ def read(path: Path, variable: str | None = None) -> xr.DataArray:
     """One variable with axes (time, y, x), raw but for CF's scale, offset and fill value.
 
     Attributes handed on: units, precipitation (whether it calls itself that), forecast (whether it is one that this
-    program made), and the CRS as CF attributes or a string.
+    program made, or pysteps), and the CRS as CF attributes or a string.
     Raises InputError if it is not clear which variable or axes are meant.
     """
     dataset = open_dataset(path)
@@ -93,9 +95,10 @@ def read(path: Path, variable: str | None = None) -> xr.DataArray:
         if role not in names.values() and free:
             names[free.pop()] = role
     if free or not {"y", "x"} <= set(names.values()):
+        one = ", ".join(f"{dim}=0" for dim in free)
+        advice = f". Take one: xarray.open_dataset({str(path)!r}).isel({one}).to_netcdf('one.nc')" if one else ""
         raise InputError(
-            f"{path}: {name} has the axes {', '.join(map(str, dataset[name].dims))}; frames need time, y and x. "
-            "Select the others away first"
+            f"{path}: {name} has the axes {', '.join(map(str, dataset[name].dims))}; frames need time, y and x{advice}"
         )
     frames = frames.squeeze([d for d in frames.dims if str(d) not in names], drop=False)
     frames = frames.rename({dim: role for dim, role in names.items() if dim != role and dim in frames.dims})
@@ -110,7 +113,8 @@ def read(path: Path, variable: str | None = None) -> xr.DataArray:
         "units": frames.attrs.get("units", ""),
         "precipitation": is_precipitation(frames, name),
         "crs": _crs(dataset, dataset[name]),
-        "forecast": "lead_time" in dataset.coords and dataset.coords.get("forecast_reference_time", _NONE).ndim == 0,
+        "forecast": dataset.attrs.get("title") == "pysteps-generated nowcast"
+        or ("lead_time" in dataset.coords and dataset.coords.get("forecast_reference_time", _NONE).ndim == 0),
         **pair,
         **{key: frames.attrs[key] for key in ("long_name", "standard_name") if key in frames.attrs},
     }
