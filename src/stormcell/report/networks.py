@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..forecasting.tally import FEWEST_BLOCKS
-
 Scores = dict[str, Any]
 _NAMES = {"stormcell": "Stormcell", "persistence": "persistence", "optical-flow": "optical flow", "s-prog": "S-PROG"}
 
@@ -15,7 +13,7 @@ def csi_table(networks: Mapping[str, Sequence[Scores]]) -> str:
     """CSI by network, lead time and threshold, the best of a row in bold."""
     lines = []
     for network, scores, lead, rows in _leads(networks):
-        few = "" if scores["blocks"] >= FEWEST_BLOCKS else " (too few for an interval)"
+        few = " (too few for an interval)" if scores["interval"].startswith("too few") else ""
         cases = f"{scores['cases']}, {scores['blocks']}{few}"
         for entries in zip(*(rows[name]["thresholds"] for name in _NAMES)):
             best = max(entry["csi"] for entry in entries)
