@@ -351,7 +351,7 @@ def test_files_that_are_not_what_they_seem(tmp_path: Path, data: np.ndarray) -> 
     (tmp_path / "text.npy").write_text("1 2 3")
     refused("text.npy has no known format, or is damaged from its first byte", tmp_path / "text.npy", units="mm/h")
     (tmp_path / "text.nc").write_text("netcdf text {}")
-    refused("text.nc is not a NetCDF file", tmp_path / "text.nc")
+    refused("text.nc has no known format, or is damaged from its first byte", tmp_path / "text.nc")
     refused("cannot be opened", "x" * 5000 + ".nc")
     grid = {"y": np.arange(7.0), "x": np.arange(9.0)}
     xr.Dataset({"a": (("time", "y", "x"), data, {"units": "K"})}, {"time": np.arange(6), **grid}).to_netcdf(

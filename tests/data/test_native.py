@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from stormcell import open_frames
 from stormcell.data.axes import area
 from stormcell.data.frames import values
+from stormcell.data.units import NO_ECHO_DBZ
 
 # A run of original files, the event they are, and the box of it (rows, columns) where the event is a part of them.
 RUNS = {
@@ -49,3 +51,29 @@ def test_a_run_of_original_files_is_its_event(real_data: Path, run: str) -> None
         np.testing.assert_array_equal(np.isnan(ours), np.isnan(theirs))
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=digits)
     assert native.sizes["time"] >= 3
+
+
+def test_hourly_radolan_by_the_formula(real_data: Path) -> None:
+    """After the byte 3, 16 bits a pixel from south to north: tenths of mm in the lower 12, bit 0x2000 for missing."""
+    files = sorted((real_data / "native" / "radolan_rw").iterdir())
+    frames = open_frames(files)
+    assert frames.sizes["time"] == len(files) == 24
+    for k, path in enumerate(files):
+        data = gzip.decompress(path.read_bytes())
+        raw = np.frombuffer(data[data.index(b"\x03") + 1 :], "<u2").reshape(900, 900)[::-1]
+        expected = np.where(raw & 0x2000, np.nan, (raw & 0xFFF) * 0.1)
+        np.testing.assert_allclose(values(frames[k : k + 1])[0], expected, rtol=1e-6)
+
+
+def test_a_geotiff_by_the_formula(real_data: Path) -> None:
+    rasterio = pytest.importorskip("rasterio", reason="GeoTIFF needs rasterio")
+    (path,) = (real_data / "native" / "fmi_geotiff_20160928").iterdir()
+    frames = open_frames(path)
+    with rasterio.open(path) as file:
+        raw, west, north = file.read(1), file.transform.c, file.transform.f
+    expected = np.where(raw == 255, np.nan, np.where(raw == 0, NO_ECHO_DBZ, raw * 0.5 - 32))
+    np.testing.assert_array_equal(frames.values[0], expected.astype(np.float32))
+    assert frames.time.values[0] == np.datetime64("2016-09-28T14:45")
+    assert float(frames.x[0]) == pytest.approx(west + 125, abs=0.1)
+    assert float(frames.y[0]) == pytest.approx(north - 125, abs=0.1)
+    assert "3067" in frames.spatial_ref.attrs["crs_wkt"]

@@ -159,6 +159,9 @@ def test_no_pickle_is_obeyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert not (tmp_path / "pwned").exists()
 
 
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"
+)  # of imageio-ffmpeg
 def test_videos(tmp_path: Path) -> None:
     formats.video(tmp_path / "film_201609281445.mp4")
     frames = open_frames(tmp_path / "film_201609281445.mp4", units="mm/h", step_minutes=5)
@@ -234,7 +237,7 @@ def greet(name: str) -> str:
     return f"hello {name}"
 
 
-def test_calls_in_a_process_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calls_in_a_process_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert child.call(greet, "you") == "hello you"
     with pytest.raises(ChildError, match="came to a sudden end"):
         child.call(die)
@@ -244,6 +247,8 @@ def test_calls_in_a_process_of_their_own(monkeypatch: pytest.MonkeyPatch) -> Non
         child.call(sleep, 60)
     monkeypatch.delenv("STORMCELL_READ_SECONDS")
     assert child.call(greet, "still") == "hello still"
+    monkeypatch.chdir(tmp_path)
+    assert child.call(os.getcwd) == str(tmp_path)
     with pytest.raises(ChildError, match="takes 1 positional argument"):
         child.call(greet, "a", "b")  # type: ignore[call-arg]
 

@@ -111,7 +111,7 @@ def call(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     room = function.__module__
     child = _children.setdefault((os.getpid(), room), _Child())
     seconds = float(os.environ.get("STORMCELL_READ_SECONDS", SECONDS))
-    kind, answer = child.call(pickle.dumps((room, function.__qualname__, args, kwargs)), seconds)
+    kind, answer = child.call(pickle.dumps((room, function.__qualname__, os.getcwd(), args, kwargs)), seconds)
     if kind == "result":
         return answer
     raise InputError(answer) if kind == "input" else ChildError(answer)
@@ -129,8 +129,9 @@ def serve() -> None:
 
 
 def _answer(request: bytes) -> bytes:
-    room, name, args, kwargs = pickle.loads(request)
+    room, name, here, args, kwargs = pickle.loads(request)
     try:
+        os.chdir(here)  # paths may be relative, and this program may have moved since
         function = getattr(importlib.import_module(room), name)
         _limit_memory()
         return pickle.dumps(("result", function(*args, **kwargs)), protocol=pickle.HIGHEST_PROTOCOL)

@@ -82,14 +82,16 @@ def _expand(path: Path) -> list[Path]:
 
 def _read_all(files: Sequence[Path], reading: Reading) -> list[xr.DataArray]:
     """Files with frames, without the companions that may lie among them."""
-    parts, companions = [], []
+    parts, companions = [], {}
     for path in files:
         try:
             parts.append(_read(path, reading))
         except CompanionFile as error:
-            companions.append(error)
+            companions[path.name] = error
     if not parts and companions:
-        raise companions[0]
+        raise next(iter(companions.values()))
+    for part in parts if companions else []:
+        part.attrs["companions"] = ", ".join(companions)
     return parts
 
 
@@ -107,8 +109,6 @@ def _read(path: Path, reading: Reading) -> xr.DataArray:
         raise InputError(f"{path}: its times are no dates of the standard calendar ({part.time.dtype})")
     if "time" in part.coords:
         part = part.assign_coords(time=part.time.values.astype("datetime64[ns]"))
-    if reading.units is None and not part.attrs.get("units"):
-        raise InputError(f"{path} does not say in what unit it is: give --units, such as mm/h or dBZ")
     part.attrs["source"] = str(path)
     return part
 
@@ -249,6 +249,11 @@ def open_runs(data: Sequence[str | Path], reading: Reading | None = None) -> lis
     Raises InputError as `open_frames` does.
     """
     reading = reading or Reading()
+    return [_finish(frames, reading) for frames in raw_series(data, reading)]
+
+
+def raw_series(data: Sequence[str | Path], reading: Reading) -> list[xr.DataArray]:
+    """What `open_runs` opens, with values as the files hold them."""
     entries, known = [], set[Path]()
     for entry in data:
         files = [path for path in find_files(entry) if path.resolve() not in known]
@@ -266,7 +271,7 @@ def open_runs(data: Sequence[str | Path], reading: Reading | None = None) -> lis
                 break
         else:
             series.append([frames])
-    return [_finish(_joined(members), reading) for members in series]
+    return [_joined(members) for members in series]
 
 
 def _continues(before: xr.DataArray, after: xr.DataArray) -> bool:
@@ -346,7 +351,15 @@ def _joined(parts: list[xr.DataArray]) -> xr.DataArray:
 
 def _finish(frames: xr.DataArray, reading: Reading) -> xr.DataArray:
     """Units, missing codes, rates, CRS, step: what is said of the frames becomes what they are."""
+    frames = cleaned(in_units(frames, reading))
+    return frames if reading.step_minutes is None else _thin(frames, reading.step_minutes)
+
+
+def in_units(frames: xr.DataArray, reading: Reading) -> xr.DataArray:
+    """Values as the files hold them → in their unit, amounts as rates, with missing codes, Z–R pair and CRS; not cleaned yet."""
     source, said = frames.attrs["source"], frames.attrs
+    if reading.units is None and not said.get("units"):
+        raise InputError(f"{source} does not say in what unit it is: give --units, such as mm/h or dBZ")
     name, factor, amount = canonical(
         reading.units or str(said["units"]),
         precipitation=reading.units is not None or bool(said.get("precipitation")),
@@ -359,23 +372,24 @@ def _finish(frames: xr.DataArray, reading: Reading) -> xr.DataArray:
         gain, offset = reading.gain, reading.offset
         frames = frames * (1.0 if gain is None else gain) + (0.0 if offset is None else offset)
     if amount:
-        step = time_step(frames.time.values) or reading.step_minutes
+        step = said.get("period_minutes") or time_step(frames.time.values) or reading.step_minutes
         if step is None:
             raise InputError(f"{source} holds one amount, over an unknown time: give --step-minutes")
         factor *= 60 / (_MEAN_MONTH_MINUTES if step == MONTH else float(step))
     frames = (frames * factor if factor != 1 else frames).astype(np.float32)
-    if name == "mm/h":
-        frames = frames.where((frames >= 0) & (frames < np.inf))
-    elif name == "dBZ":
-        frames = frames.where(frames < np.inf)  # -inf is no echo
-    else:
-        frames = frames.where(np.isfinite(frames))
     pair = reading.zr or (float(said.get("zr_a", MARSHALL_PALMER[0])), float(said.get("zr_b", MARSHALL_PALMER[1])))
     frames.attrs = {"units": name, "source": source, **({"zr": pair} if is_rain(name) else {})}
     if not is_rain(name):
         frames.attrs |= {key: said[key] for key in ("long_name", "standard_name") if key in said}
-    frames = with_crs(frames, reading.crs or said.get("crs"))
-    return frames if reading.step_minutes is None else _thin(frames, reading.step_minutes)
+    return with_crs(frames, reading.crs or said.get("crs"))
+
+
+def cleaned(frames: xr.DataArray) -> xr.DataArray:
+    """Without what no value can be: rain below 0, and what is infinite (in dBZ, infinitely little is no echo)."""
+    units = frames.attrs["units"]
+    if units == "mm/h":
+        return frames.where((frames >= 0) & (frames < np.inf))
+    return frames.where(frames < np.inf if units == "dBZ" else np.isfinite(frames))
 
 
 def _thin(frames: xr.DataArray, minutes: float) -> xr.DataArray:

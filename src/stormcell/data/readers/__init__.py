@@ -13,7 +13,7 @@ import xarray as xr
 
 from ...errors import InputError, reason
 from . import arrays, cf, geotiff, grib, hdf5, images, mch, pgm, radolan, video
-from .raw import kept_copy, start_of, unpacked_name
+from .raw import is_packed, kept_copy, start_of, unpacked_name
 
 
 class Reader(Protocol):
@@ -23,6 +23,7 @@ class Reader(Protocol):
 
 # What is special comes before what is general: FMI's PGM before any PGM.
 _READERS: tuple[Reader, ...] = (hdf5, grib, radolan, pgm, mch, arrays, images, video, cf)
+_KINDS: dict[Reader, str] = {hdf5: "NetCDF", cf: "NetCDF", arrays: "NumPy"}
 _UNPACK_THEMSELVES: tuple[Reader, ...] = (hdf5, grib, radolan, pgm, mch)
 SUFFIXES = tuple(
     dict.fromkeys(
@@ -56,7 +57,12 @@ def read(path: Path, variable: str | None = None) -> xr.DataArray:
         raise InputError(f"{path} has no known format, or is damaged from its first byte; known are {FORMATS}")
     plain = path if reader in _UNPACK_THEMSELVES or path.is_dir() else kept_copy(path)
     try:
-        return reader.read(plain, variable)
+        frames = reader.read(plain, variable)
+        kind = frames.attrs.setdefault(
+            "kind", "Zarr" if path.is_dir() else _KINDS.get(reader, plain.suffix[1:].upper())
+        )
+        frames.attrs["kind"] = kind + (", packed with gzip" if is_packed(path) else "")
+        return frames
     except InputError as error:
         raise type(error)(str(error).replace(str(plain), str(path))) from error
 

@@ -113,6 +113,7 @@ def read(path: Path, variable: str | None = None) -> xr.DataArray:
         "units": frames.attrs.get("units", ""),
         "precipitation": is_precipitation(frames, name),
         "crs": _crs(dataset, dataset[name]),
+        "period_minutes": _period(dataset),
         "forecast": dataset.attrs.get("title") == "pysteps-generated nowcast"
         or ("lead_time" in dataset.coords and dataset.coords.get("forecast_reference_time", _NONE).ndim == 0),
         **pair,
@@ -132,6 +133,18 @@ def _with_time(frames: xr.DataArray, dataset: xr.Dataset, path: Path) -> xr.Data
     time = np.datetime64(scalars[0].reshape(()).item(), "ns") if scalars else time_in_name(path)
     frames = frames.drop_vars("time", errors="ignore").expand_dims("time")
     return frames if time is None else frames.assign_coords(time=[time])
+
+
+def _period(dataset: xr.Dataset) -> float | None:
+    """Minutes over which an amount was taken, where the file says when they began."""
+    if {"start_time", "valid_time"} <= set(dataset.variables):  # the Australian Bureau of Meteorology's way
+        span = np.ravel(dataset["valid_time"].values - dataset["start_time"].values)[:1]
+    else:
+        bounds = dataset.variables.get(dataset["time"].attrs.get("bounds")) if "time" in dataset.variables else None
+        span = np.diff(bounds.values[:1]).ravel() if bounds is not None and bounds.ndim == 2 else np.zeros(0)
+    if span.size != 1 or span.dtype.kind != "m" or not span[0] > np.timedelta64(0):
+        return None
+    return float(span[0] / np.timedelta64(1, "s")) / 60
 
 
 def _crs(dataset: xr.Dataset, frames: xr.DataArray) -> object:

@@ -41,6 +41,13 @@ def unpacked_name(path: Path) -> str:
     return name.removesuffix(".gz")
 
 
+def is_packed(path: Path) -> bool:
+    if path.is_dir():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(2) == _GZIP
+
+
 def start_of(path: Path, size: int = 4096) -> bytes:
     """The first bytes of a file; of what is inside, if it is packed with gzip. Raises OSError, or EOFError for a broken one."""
     with path.open("rb") as stream:
@@ -53,9 +60,7 @@ def start_of(path: Path, size: int = 4096) -> bytes:
 
 def content(path: Path) -> bytes:
     """All bytes, unpacked. Raises InputError if they are more than any frame."""
-    with path.open("rb") as stream:
-        packed = stream.read(2) == _GZIP
-    with gzip.open(path) if packed else path.open("rb") as stream:
+    with gzip.open(path) if is_packed(path) else path.open("rb") as stream:
         found = stream.read(LARGEST_UNPACKED + 1)
     if len(found) > LARGEST_UNPACKED:
         raise InputError(f"{path} unpacks to more than {LARGEST_UNPACKED // 2**20} MB: no file of frames does")
@@ -65,9 +70,7 @@ def content(path: Path) -> bytes:
 @contextlib.contextmanager
 def plain_file(path: Path) -> Iterator[Path]:
     """The file itself, or for as long as it is needed an unpacked copy, for libraries that read no gzip."""
-    with path.open("rb") as stream:
-        packed = stream.read(2) == _GZIP
-    if not packed:
+    if not is_packed(path):
         yield path
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -79,9 +82,7 @@ def plain_file(path: Path) -> Iterator[Path]:
 @functools.cache
 def kept_copy(path: Path) -> Path:
     """The file itself, or an unpacked copy that lasts as long as this program, for values that stay on disk."""
-    with path.open("rb") as stream:
-        packed = stream.read(2) == _GZIP
-    if not packed:
+    if not is_packed(path):
         return path
     copy = Path(tempfile.mkdtemp(dir=_scratch().name)) / unpacked_name(path)
     copy.write_bytes(content(path))
