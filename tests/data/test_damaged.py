@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import re
@@ -158,6 +159,37 @@ def test_a_damaged_file(
         np.testing.assert_array_equal(found, values(open_frames(healthy, **OPTIONS)))
 
 
+RUNS = (
+    "bom_melbourne_20180616_nc",
+    "fmi_geotiff_20160928",
+    "fmi_pgm_20160928",
+    "knmi_hdf5_20100826",
+    "mch_gif_20150515",
+    "meteonet_npz_nw",
+    "mrms_grib2_20190610",
+    "opera_odim_20180824",
+    "radolan_rw",
+    "radolan_yw",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.usefixtures("watched")
+def test_a_damaged_original(
+    real_data: Path, tmp_path: Path, run: str, seed: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = sorted(path for path in (real_data / "native" / run).iterdir() if "coords" not in path.name)
+    original = files[seed % len(files)]
+    rng = np.random.default_rng([seed, zlib.crc32(run.encode())])
+    path = tmp_path / original.name
+    path.write_bytes(damaged(original.read_bytes(), rng))
+    if one_sentence(path, capsys) and path.suffix == ".gz":
+        with contextlib.suppress(InputError):
+            np.testing.assert_array_equal(values(open_frames(path)), values(open_frames(original)))
+
+
 def _bomb(path: Path) -> None:
     with gzip.open(path, "wb", compresslevel=1) as stream:
         stream.write(b"P5\n# obstime 201609281445\n")
@@ -170,7 +202,7 @@ def _npz_bomb(path: Path) -> None:
     np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (400, 1000, 1000)})
     with (
         zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file,
-        file.open("rain.npy", "w") as stream,
+        file.open("rain.npy", "w", force_zip64=True) as stream,
     ):
         stream.write(header.getvalue())
         for _ in range(3052):

@@ -371,7 +371,8 @@ def test_files_that_are_not_what_they_seem(tmp_path: Path, data: np.ndarray) -> 
 
 def test_what_files_do_not_say_is_asked_for(tmp_path: Path, data: np.ndarray) -> None:
     np.save(tmp_path / "rain.npy", data)
-    refused("does not say in what unit it is: give --units", tmp_path / "rain.npy")
+    when = {"start": "2024-01-01", "step_minutes": 5}
+    refused("does not say in what unit it is: give --units", tmp_path / "rain.npy", **when)
     refused(
         "does not say when its frames were taken: give --start and --step-minutes", tmp_path / "rain.npy", units="mm/h"
     )

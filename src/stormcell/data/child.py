@@ -23,7 +23,7 @@ from typing import IO, Any, ParamSpec, TypeVar
 from ..errors import InputError, reason
 
 SECONDS = 8.0  # for one call; STORMCELL_READ_SECONDS says otherwise, for slow disks
-MEGABYTES = 2048  # of address space that a call may add, where the system can limit it
+MEGABYTES = 1536  # of address space that a call may add, where the system can limit it
 _LENGTH = struct.Struct("<Q")
 _THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 

@@ -105,6 +105,14 @@ def _read(path: Path, reading: Reading) -> xr.DataArray:
         raise InputError(f"{path} breaks off, is damaged, or is not what it seems ({reason(error)})") from error
     if 0 in part.shape:
         raise InputError(f"{path} holds no frames: it has the shape {part.shape}")
+    for axis in ("x", "y"):
+        steps = np.diff(part[axis].values)
+        if not np.isfinite(part[axis].values).all() or not ((steps > 0).all() or (steps < 0).all()):
+            raise InputError(
+                f"{path}: its {axis} neither ascend nor descend, as those of a grid do: is the file damaged?"
+            )
+    if part.y.attrs["units"] == "degrees" and np.abs(part.y.values).max() > 91:
+        raise InputError(f"{path}: its latitudes go to {np.abs(part.y.values).max():.4g}°: is the file damaged?")
     if "time" in part.coords and part.time.dtype.kind != "M":
         raise InputError(f"{path}: its times are no dates of the standard calendar ({part.time.dtype})")
     if "time" in part.coords:

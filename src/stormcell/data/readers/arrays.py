@@ -5,6 +5,7 @@ Nothing is unpickled: an array of Python objects is refused.
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from . import meteonet
 from .raw import stack
 
 SUFFIXES = (".npy", ".npz")
+_LARGEST_BYTES = 2**30
 _MAGIC = {b"\x93NUMPY": ".npy", b"PK\x03\x04": ".npz"}
 
 
@@ -37,6 +39,7 @@ def read(path: Path, variable: str | None = None) -> xr.DataArray:
         if kind == ".npy":
             return _frames(np.load(path, mmap_mode="r", allow_pickle=False), path)
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            _check_size(path)
             if meteonet.recognises_members(set(file.files)):
                 return meteonet.read(path)
             return _from_npz(file, path, variable)
@@ -46,6 +49,16 @@ def read(path: Path, variable: str | None = None) -> xr.DataArray:
         if "allow_pickle" not in str(error) and "objects" not in str(error).lower():
             raise
         raise InputError(f"{path} holds Python objects, which are not unpickled: save plain numbers") from error
+
+
+def _check_size(path: Path) -> None:
+    """Raise InputError for more than a person wants in memory at once."""
+    with zipfile.ZipFile(path) as file:
+        size = sum(entry.file_size for entry in file.infolist())
+    if size > _LARGEST_BYTES:
+        raise InputError(
+            f"{path} unpacks to {size / 2**30:.1f} GB, and an .npz is read as a whole: save frames as .npy, NetCDF or Zarr"
+        )
 
 
 def _frames(array: Any, path: Path) -> xr.DataArray:

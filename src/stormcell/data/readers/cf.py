@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from ...errors import InputError
-from .raw import time_in_name
+from .raw import start_of, time_in_name
 
 SUFFIXES = (".nc", ".nc4", ".cdf", ".netcdf", ".zarr")
 _AXES = {
@@ -27,14 +27,16 @@ def recognises(start: bytes) -> bool:
 
 
 def open_dataset(path: Path) -> xr.Dataset:
-    """Open lazily."""
+    """Open lazily, by libraries that a damaged file does not take down: netCDF-C would be, by the header of a classic one."""
     import pyproj  # noqa: F401 — before xarray loads what joins it: a PROJ that cfgrib brings would take pyproj's away
 
     if path.is_dir():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # a store without consolidated metadata is fine
             return xr.open_zarr(path, chunks={}, decode_timedelta=False)
-    return xr.open_dataset(path, chunks={}, decode_timedelta=False)
+    start = start_of(path, 4)
+    engine = "h5netcdf" if start == b"\x89HDF" else "netcdf4" if start == b"CDF\x05" else "scipy"
+    return xr.open_dataset(path, engine=engine, chunks={}, decode_timedelta=False)
 
 
 def _role(dataset: xr.Dataset, name: str) -> str | None:

@@ -16,7 +16,7 @@ import xarray as xr
 
 from ...errors import InputError
 from ..child import call
-from .raw import Header, lazily, plain_file
+from .raw import LARGEST_FRAME, Header, lazily, plain_file
 
 SUFFIXES = (".grib", ".grib2", ".grb", ".grb2", ".grib1")
 _MRMS, _MRMS_RATE = 161, (209, 6, 1)  # centre NSSL; discipline, category, number, which ecCodes does not know
@@ -156,7 +156,9 @@ def _grid(get: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any], str, str | None
     """Centres of the pixels: x, y, their unit, CRS. An unknown projection leaves pixels."""
     columns, rows, kind = int(get("Nx", 0) or 0), int(get("Ny", 0) or 0), get("gridType")
     if columns < 1 or rows < 1:
-        raise InputError(f"its grid ({kind}) has no rows and columns: interpolate it to a regular grid first")
+        raise ValueError(f"its grid ({kind}) has no rows and columns: interpolate it to a regular one first")
+    if columns * rows > LARGEST_FRAME:
+        raise ValueError(f"it says that its fields have {rows}×{columns} pixels, as those of no model")
     right, up = (-1 if get("iScansNegatively") else 1), (1 if get("jScansPositively") else -1)
     first = float(get("longitudeOfFirstGridPointInDegrees")), float(get("latitudeOfFirstGridPointInDegrees"))
     if kind == "regular_ll":

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from ...errors import InputError
-from .raw import LARGEST_UNPACKED, CompanionFile, stack
+from .raw import CompanionFile, stack
 
 _UNIT_MM, _MISSING, _STEPS_AN_HOUR = 0.01, -1, 12
 _ALLOWED = {
@@ -44,8 +44,6 @@ def recognises_members(names: set[str]) -> bool:
 def read(path: Path) -> xr.DataArray:
     """Raises CompanionFile for coordinates and quality codes, which are no frames."""
     with zipfile.ZipFile(path) as file:
-        if sum(entry.file_size for entry in file.infolist()) > 4 * LARGEST_UNPACKED:
-            raise InputError(f"{path} unpacks to more than {4 * LARGEST_UNPACKED // 2**20} MB")
         if "lats.npy" in file.namelist():
             raise CompanionFile(
                 f"{path} holds MeteoNet's coordinates, no frames: give the file with the rain beside it"

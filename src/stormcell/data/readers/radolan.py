@@ -30,6 +30,27 @@ _CORNERS = {
 }
 _CORNERS |= {(1200, 1100): (-543.4622, -4822.589)}
 _VALUE, _NO_DATA, _NEGATIVE = 0x0FFF, 0x2000, 0x4000  # further bits flag clutter and secondary data, whose values stay
+_PRODUCTS = (
+    "RX",
+    "WX",
+    "EX",
+    "RZ",
+    "RY",
+    "RV",
+    "RH",
+    "RB",
+    "RL",
+    "RW",
+    "RU",
+    "RS",
+    "RQ",
+    "RE",
+    "SF",
+    "SH",
+    "SQ",
+    "YW",
+    "WN",
+)
 _BYTES = {"RX": 1, "WX": 1, "EX": 1}  # reflectivity in a byte: dBZ = value / 2 - 32.5
 _BYTE_CLUTTER, _BYTE_MISSING = 249, 250
 _LARGEST_HEADER = 4096
@@ -67,6 +88,8 @@ def _described(path: Path, data: bytes) -> tuple[Header, int, int]:
     text = data[match.end() : end].decode("latin-1")
     part = {key: value.decode() for key, value in match.groupdict().items()}
     product = part["product"]
+    if product not in _PRODUCTS:
+        raise InputError(f"{path} is a RADOLAN product {product}, which is not known; known are {', '.join(_PRODUCTS)}")
     size, precision, interval = (_found(pattern, text, path) for pattern in
                                  (r"GP\s*(\d+)x\s*(\d+)", r"PR\s*E([-+]\d+)", r"INT\s*(\d+)"))  # fmt: skip
     rows, columns = int(size[1]), int(size[2])

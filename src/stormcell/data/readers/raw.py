@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import gzip
+import io
+import math
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +20,8 @@ import xarray as xr
 
 from ...errors import InputError
 
-LARGEST_UNPACKED = 2**30  # bytes: of a gzip file that claims more, none was ever a frame
+LARGEST_FRAME = 2**26  # pixels of a radar product: five times more than of the largest there are
+LARGEST_UNPACKED = 2**29  # bytes
 _GZIP = b"\x1f\x8b"
 
 # 20160928_1445, 2016-09-28T14:45, 201609281445, 20160928.144500 … A longer run of digits is no time.
@@ -60,11 +63,27 @@ def start_of(path: Path, size: int = 4096) -> bytes:
 
 def content(path: Path) -> bytes:
     """All bytes, unpacked. Raises InputError if they are more than any frame."""
+    with io.BytesIO() as whole:
+        _unpack(path, whole)
+        return whole.getvalue()
+
+
+def _unpack(path: Path, into: IO[bytes]) -> None:
+    """Raises InputError as soon as it is more than any frame; at its end the checksum is compared."""
+    size = 0
     with gzip.open(path) if is_packed(path) else path.open("rb") as stream:
-        found = stream.read(LARGEST_UNPACKED + 1)
-    if len(found) > LARGEST_UNPACKED:
-        raise InputError(f"{path} unpacks to more than {LARGEST_UNPACKED // 2**20} MB: no file of frames does")
-    return found
+        while part := stream.read(2**20):
+            size += len(part)
+            if size > LARGEST_UNPACKED:
+                raise InputError(f"{path} unpacks to more than {LARGEST_UNPACKED // 2**20} MB: no file of frames does")
+            into.write(part)
+
+
+def _unpacked_into(path: Path, folder: str) -> Path:
+    copy = Path(folder) / unpacked_name(path)
+    with copy.open("wb") as stream:
+        _unpack(path, stream)
+    return copy
 
 
 @contextlib.contextmanager
@@ -74,19 +93,13 @@ def plain_file(path: Path) -> Iterator[Path]:
         yield path
         return
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / unpacked_name(path)
-        copy.write_bytes(content(path))
-        yield copy
+        yield _unpacked_into(path, folder)
 
 
 @functools.cache
 def kept_copy(path: Path) -> Path:
     """The file itself, or an unpacked copy that lasts as long as this program, for values that stay on disk."""
-    if not is_packed(path):
-        return path
-    copy = Path(tempfile.mkdtemp(dir=_scratch().name)) / unpacked_name(path)
-    copy.write_bytes(content(path))
-    return copy
+    return _unpacked_into(path, tempfile.mkdtemp(dir=_scratch().name)) if is_packed(path) else path
 
 
 @functools.cache
@@ -156,8 +169,11 @@ def lazily(path: Path, header: Header, decode: Decode) -> xr.DataArray:
     import dask
     import dask.array
 
-    if min(header.shape) < 1:
-        raise InputError(f"{path} holds no frames: it says that they have {header.shape[0]}×{header.shape[1]} pixels")
+    if not 1 <= math.prod(header.shape) <= LARGEST_FRAME:
+        rows, columns = header.shape
+        raise InputError(
+            f"{path} says that its frames have {rows}×{columns} pixels, as those of no radar: is it damaged?"
+        )
 
     def whole(path: Path, key: Any) -> npt.NDArray[np.float32]:
         field = decode(path, key)
