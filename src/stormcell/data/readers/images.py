@@ -5,6 +5,7 @@ The value is the grey, also of a grey palette; of a palette in colours it is the
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import dask
@@ -38,6 +39,7 @@ def _decode(path: Path, index: int) -> npt.NDArray[np.generic]:
     # Later frames of a GIF come as RGB otherwise, and the palette index, which is the value, is lost.
     GifImagePlugin.LOADING_STRATEGY = GifImagePlugin.LoadingStrategy.RGB_AFTER_DIFFERENT_PALETTE_ONLY
     try:
+        _check_png(path)
         with Image.open(path) as image:
             image.seek(index)
             pixels = np.asarray(image)
@@ -53,6 +55,20 @@ def _decode(path: Path, index: int) -> npt.NDArray[np.generic]:
     if not len(palette) or not _grey(palette):  # of the whole palette: a dry frame may use its greys alone
         return pixels
     return np.pad(palette[:, 0], (0, 256 - len(palette)))[pixels]
+
+
+def _check_png(path: Path) -> None:
+    """Compare the checksums of a PNG's chunks, which Pillow passes over where the pixels are. Raises ValueError."""
+    data = path.read_bytes()
+    place = 8
+    while data.startswith(b"\x89PNG") and place + 12 <= len(data):
+        length = int.from_bytes(data[place : place + 4], "big")
+        body, found = data[place + 4 : place + 8 + length], data[place + 8 + length : place + 12 + length]
+        if zlib.crc32(body) != int.from_bytes(found, "big"):
+            raise ValueError("a checksum is wrong")
+        if body.startswith(b"IEND"):
+            return
+        place += 12 + length
 
 
 def _grey(colours: npt.NDArray[np.uint8]) -> bool:
