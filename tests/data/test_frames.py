@@ -281,7 +281,7 @@ def refused(message: str, path: object, **options: object) -> None:
 
 def test_nothing_there(tmp_path: Path) -> None:
     refused("does not exist, or no file with frames matches", tmp_path / "no.nc")
-    refused("is a folder without frames: expected files that end in .nc", tmp_path)
+    refused("is a folder without frames; known are NetCDF, Zarr", tmp_path)
     refused("does not exist", str(tmp_path / "*.nc"))
     (tmp_path / "notes.docx").write_bytes(b"x")
     refused("notes.docx has no known format", tmp_path / "notes.docx")
@@ -349,9 +349,9 @@ def test_files_that_are_not_what_they_seem(tmp_path: Path, data: np.ndarray) -> 
     (tmp_path / "really.npz").rename(tmp_path / "really.npy")
     np.testing.assert_array_equal(values(open_frames(tmp_path / "really.npy")), data)
     (tmp_path / "text.npy").write_text("1 2 3")
-    refused("text.npy is not a NumPy file", tmp_path / "text.npy", units="mm/h")
+    refused("text.npy has no known format, or is damaged from its first byte", tmp_path / "text.npy", units="mm/h")
     (tmp_path / "text.nc").write_text("netcdf text {}")
-    refused("text.nc is not a NetCDF file", tmp_path / "text.nc")
+    refused("text.nc has no known format, or is damaged from its first byte", tmp_path / "text.nc")
     refused("cannot be opened", "x" * 5000 + ".nc")
     grid = {"y": np.arange(7.0), "x": np.arange(9.0)}
     xr.Dataset({"a": (("time", "y", "x"), data, {"units": "K"})}, {"time": np.arange(6), **grid}).to_netcdf(
@@ -371,7 +371,8 @@ def test_files_that_are_not_what_they_seem(tmp_path: Path, data: np.ndarray) -> 
 
 def test_what_files_do_not_say_is_asked_for(tmp_path: Path, data: np.ndarray) -> None:
     np.save(tmp_path / "rain.npy", data)
-    refused("does not say in what unit it is: give --units", tmp_path / "rain.npy")
+    when = {"start": "2024-01-01", "step_minutes": 5}
+    refused("does not say in what unit it is: give --units", tmp_path / "rain.npy", **when)
     refused(
         "does not say when its frames were taken: give --start and --step-minutes", tmp_path / "rain.npy", units="mm/h"
     )

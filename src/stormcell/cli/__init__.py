@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import typer
 
 from ..errors import InputError
-from . import comparing, engines, forecasts, weights  # noqa: F401 (they add their verbs to the app)
+from . import comparing, engines, forecasts, inspecting, weights  # noqa: F401 (they add their verbs to the app)
 from .app import app
 from .speaking import note
 

@@ -22,7 +22,9 @@ YEAR_MINUTES = 366 * 24 * 60
 _ABOUT_DATA = "What the files do not say"
 Data = Annotated[
     list[str],
-    typer.Argument(metavar="DATA…", help="Files, folders or globs: NetCDF, Zarr, .npy, .npz, PNG, GIF, TIFF."),
+    typer.Argument(
+        metavar="DATA…", help="Files, folders or globs: NetCDF, Zarr, HDF5, GRIB, RADOLAN, .npy, .npz, pictures."
+    ),
 ]
 Model = Annotated[
     Path, typer.Option("-m", "--model", help="Model file, as `train` writes it; `default` comes with Stormcell: rain.")

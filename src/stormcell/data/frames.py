@@ -19,6 +19,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from ..errors import InputError, reason
+from . import readers
 from .axes import (
     MONTH,
     TOLERANCE,
@@ -32,13 +33,11 @@ from .axes import (
     with_crs,
     with_grid,
 )
-from .readers import arrays, cf, images
-from .readers.raw import time_in_name
+from .readers.raw import CompanionFile, time_in_name
 from .reading import Reading
 from .units import MARSHALL_PALMER, canonical, from_rain_rate, is_rain, to_rain_rate
 
 Paths = str | Path | Sequence[str | Path]
-SUFFIXES = (*cf.SUFFIXES, *arrays.SUFFIXES, *images.SUFFIXES)
 _MEAN_MONTH_MINUTES = 30.44 * 1440
 
 
@@ -68,45 +67,56 @@ def find_files(paths: Paths) -> list[Path]:
 
 
 def _expand(path: Path) -> list[Path]:
-    endings = ", ".join(SUFFIXES)
-    if path.is_dir() and path.suffix.lower() != ".zarr":
-        inside = [p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+    if path.is_dir() and not readers.is_zarr(path):
+        inside = [p for p in path.iterdir() if readers.may_hold_frames(p)]
         if not inside:
-            raise InputError(f"{path} is a folder without frames: expected files that end in {endings}")
+            raise InputError(f"{path} is a folder without frames; known are {readers.FORMATS}")
     elif path.exists():
-        if path.suffix.lower() not in SUFFIXES:
-            raise InputError(f"{path} has no known format: expected a file that ends in {endings}")
         inside = [path]
     else:
-        inside = [p for p in map(Path, glob.glob(str(path))) if p.suffix.lower() in SUFFIXES]
+        inside = [p for p in map(Path, glob.glob(str(path))) if readers.may_hold_frames(p)]
         if not inside:
             raise InputError(f"{path} does not exist, or no file with frames matches it")
     return sorted(inside, key=lambda p: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", str(p))])
 
 
+def _read_all(files: Sequence[Path], reading: Reading) -> list[xr.DataArray]:
+    """Files with frames, without the companions that may lie among them."""
+    parts, companions = [], {}
+    for path in files:
+        try:
+            parts.append(_read(path, reading))
+        except CompanionFile as error:
+            companions[path.name] = error
+    if not parts and companions:
+        raise next(iter(companions.values()))
+    for part in parts if companions else []:
+        part.attrs["companions"] = ", ".join(companions)
+    return parts
+
+
 def _read(path: Path, reading: Reading) -> xr.DataArray:
     """One file, raw but for its grid. Raises InputError if it cannot be read, whatever its library says."""
-    suffix = path.suffix.lower()
     try:
-        if suffix in images.SUFFIXES:
-            part = images.read(path)
-        elif suffix in arrays.SUFFIXES:
-            part = arrays.read(path, reading.variable)
-        else:
-            part = cf.read(path, reading.variable)
-        part = with_grid(part)
+        part = with_grid(readers.read(path, reading.variable))
     except InputError:
         raise
     except Exception as error:  # each format's library raises what it likes; the user needs the file's name
         raise InputError(f"{path} breaks off, is damaged, or is not what it seems ({reason(error)})") from error
     if 0 in part.shape:
         raise InputError(f"{path} holds no frames: it has the shape {part.shape}")
+    for axis in ("x", "y"):
+        steps = np.diff(part[axis].values)
+        if not np.isfinite(part[axis].values).all() or not ((steps > 0).all() or (steps < 0).all()):
+            raise InputError(
+                f"{path}: its {axis} neither ascend nor descend, as those of a grid do: is the file damaged?"
+            )
+    if part.y.attrs["units"] == "degrees" and np.abs(part.y.values).max() > 91:
+        raise InputError(f"{path}: its latitudes go to {np.abs(part.y.values).max():.4g}°: is the file damaged?")
     if "time" in part.coords and part.time.dtype.kind != "M":
         raise InputError(f"{path}: its times are no dates of the standard calendar ({part.time.dtype})")
     if "time" in part.coords:
         part = part.assign_coords(time=part.time.values.astype("datetime64[ns]"))
-    if reading.units is None and not part.attrs.get("units"):
-        raise InputError(f"{path} does not say in what unit it is: give --units, such as mm/h or dBZ")
     part.attrs["source"] = str(path)
     return part
 
@@ -219,11 +229,12 @@ def open_frames(
 ) -> xr.DataArray:
     """Frames of one grid from a file, folder, glob or list of files, under the contract at the head of this module.
 
-    Reads NetCDF, Zarr, .npy, .npz and PNG, GIF and TIFF frames with times in their names. The options say what the files
-    do not: `variable` where there are several; `units` ("mm/h", "dBZ", "mm" a step, or any name); `start` (UTC) and
-    `step_minutes` where there are no times; `missing`, the codes of missing pixels; `crs`, anything that pyproj takes;
-    `zr`, the pair (a, b) of Z = a·R^b (Marshall–Palmer if nothing is known); `gain` and `offset` of pixel values
-    (value = gain · pixel + offset). Frames finer than `step_minutes` are thinned to it, counted back from the newest.
+    Reads what `readers` recognises: NetCDF, Zarr, radar products as their services write them, arrays, pictures and grey
+    videos, packed with gzip or not. The options say what the files do not: `variable` where there are several; `units`
+    ("mm/h", "dBZ", "mm" a step, or any name); `start` (UTC) and `step_minutes` where there are no times; `missing`, the codes
+    of missing pixels; `crs`, anything that pyproj takes; `zr`, the pair (a, b) of Z = a·R^b (Marshall–Palmer if nothing is
+    known); `gain` and `offset` of pixel values (value = gain · pixel + offset). Frames finer than `step_minutes` are thinned
+    to it, counted back from the newest.
 
     Rain below 0 mm/h can only be a missing code, and becomes missing; so does what is infinite. In dBZ, -32 and less, even
     infinitely less, is no echo.
@@ -231,7 +242,7 @@ def open_frames(
     Raises InputError for anything that a person has to mend, naming the file.
     """
     reading = Reading(variable, units, start, step_minutes, missing, crs, zr, gain, offset)
-    parts = [_read(file, reading) for file in find_files(path)]
+    parts = _read_all(find_files(path), reading)
     _check_no_forecasts(parts)
     return _finish(_joined(_with_times(parts, reading)), reading)
 
@@ -246,11 +257,16 @@ def open_runs(data: Sequence[str | Path], reading: Reading | None = None) -> lis
     Raises InputError as `open_frames` does.
     """
     reading = reading or Reading()
+    return [_finish(frames, reading) for frames in raw_series(data, reading)]
+
+
+def raw_series(data: Sequence[str | Path], reading: Reading) -> list[xr.DataArray]:
+    """What `open_runs` opens, with values as the files hold them."""
     entries, known = [], set[Path]()
     for entry in data:
         files = [path for path in find_files(entry) if path.resolve() not in known]
         known.update(path.resolve() for path in files)
-        entries.append([_read(path, reading) for path in files])
+        entries.append(_read_all(files, reading) if files else [])
     _check_no_forecasts([part for parts in entries for part in parts])
     timeless = [part for parts in entries for part in parts if "time" not in part.coords]
     opened = [_joined(parts) for parts in entries if parts and all("time" in part.coords for part in parts)]
@@ -263,7 +279,7 @@ def open_runs(data: Sequence[str | Path], reading: Reading | None = None) -> lis
                 break
         else:
             series.append([frames])
-    return [_finish(_joined(members), reading) for members in series]
+    return [_joined(members) for members in series]
 
 
 def _continues(before: xr.DataArray, after: xr.DataArray) -> bool:
@@ -343,7 +359,15 @@ def _joined(parts: list[xr.DataArray]) -> xr.DataArray:
 
 def _finish(frames: xr.DataArray, reading: Reading) -> xr.DataArray:
     """Units, missing codes, rates, CRS, step: what is said of the frames becomes what they are."""
+    frames = cleaned(in_units(frames, reading))
+    return frames if reading.step_minutes is None else _thin(frames, reading.step_minutes)
+
+
+def in_units(frames: xr.DataArray, reading: Reading) -> xr.DataArray:
+    """Values as the files hold them → in their unit, amounts as rates, with missing codes, Z–R pair and CRS; not cleaned yet."""
     source, said = frames.attrs["source"], frames.attrs
+    if reading.units is None and not said.get("units"):
+        raise InputError(f"{source} does not say in what unit it is: give --units, such as mm/h or dBZ")
     name, factor, amount = canonical(
         reading.units or str(said["units"]),
         precipitation=reading.units is not None or bool(said.get("precipitation")),
@@ -356,23 +380,24 @@ def _finish(frames: xr.DataArray, reading: Reading) -> xr.DataArray:
         gain, offset = reading.gain, reading.offset
         frames = frames * (1.0 if gain is None else gain) + (0.0 if offset is None else offset)
     if amount:
-        step = time_step(frames.time.values) or reading.step_minutes
+        step = said.get("period_minutes") or time_step(frames.time.values) or reading.step_minutes
         if step is None:
             raise InputError(f"{source} holds one amount, over an unknown time: give --step-minutes")
         factor *= 60 / (_MEAN_MONTH_MINUTES if step == MONTH else float(step))
     frames = (frames * factor if factor != 1 else frames).astype(np.float32)
-    if name == "mm/h":
-        frames = frames.where((frames >= 0) & (frames < np.inf))
-    elif name == "dBZ":
-        frames = frames.where(frames < np.inf)  # -inf is no echo
-    else:
-        frames = frames.where(np.isfinite(frames))
     pair = reading.zr or (float(said.get("zr_a", MARSHALL_PALMER[0])), float(said.get("zr_b", MARSHALL_PALMER[1])))
     frames.attrs = {"units": name, "source": source, **({"zr": pair} if is_rain(name) else {})}
     if not is_rain(name):
         frames.attrs |= {key: said[key] for key in ("long_name", "standard_name") if key in said}
-    frames = with_crs(frames, reading.crs or said.get("crs"))
-    return frames if reading.step_minutes is None else _thin(frames, reading.step_minutes)
+    return with_crs(frames, reading.crs or said.get("crs"))
+
+
+def cleaned(frames: xr.DataArray) -> xr.DataArray:
+    """Without what no value can be: rain below 0, and what is infinite (in dBZ, infinitely little is no echo)."""
+    units = frames.attrs["units"]
+    if units == "mm/h":
+        return frames.where((frames >= 0) & (frames < np.inf))
+    return frames.where(frames < np.inf if units == "dBZ" else np.isfinite(frames))
 
 
 def _thin(frames: xr.DataArray, minutes: float) -> xr.DataArray:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import h5netcdf
-import h5py  # type: ignore[import-untyped]
+import h5py
 import numpy as np
 import numpy.typing as npt
 import torch

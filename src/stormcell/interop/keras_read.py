@@ -91,7 +91,7 @@ def read_keras(path: str | Path, *, options: Mapping[str, Any] | None = None) ->
 
 def h5py_module() -> Any:
     try:
-        import h5py  # type: ignore[import-untyped]
+        import h5py
     except ImportError as error:
         raise InputError("Keras files need h5py: pip install 'stormcell[keras]'") from error
     return h5py

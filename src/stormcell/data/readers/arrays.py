@@ -5,6 +5,8 @@ Nothing is unpickled: an array of Python objects is refused.
 
 from __future__ import annotations
 
+import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,16 @@ import numpy as np
 import xarray as xr
 
 from ...errors import InputError
+from . import meteonet
 from .raw import stack
 
 SUFFIXES = (".npy", ".npz")
+_LARGEST_BYTES = 2**30
 _MAGIC = {b"\x93NUMPY": ".npy", b"PK\x03\x04": ".npz"}
+
+
+def recognises(start: bytes) -> bool:
+    return start.startswith(tuple(_MAGIC))
 
 
 def read(path: Path, variable: str | None = None) -> xr.DataArray:
@@ -32,6 +40,9 @@ def read(path: Path, variable: str | None = None) -> xr.DataArray:
         if kind == ".npy":
             return _frames(np.load(path, mmap_mode="r", allow_pickle=False), path)
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            _check_archive(path)
+            if meteonet.recognises_members(set(file.files)):
+                return meteonet.read(path)
             return _from_npz(file, path, variable)
     except InputError:
         raise
@@ -39,6 +50,24 @@ def read(path: Path, variable: str | None = None) -> xr.DataArray:
         if "allow_pickle" not in str(error) and "objects" not in str(error).lower():
             raise
         raise InputError(f"{path} holds Python objects, which are not unpickled: save plain numbers") from error
+
+
+def _check_archive(path: Path) -> None:
+    """Raise InputError for more than a person wants in memory at once, ValueError for entries that its directory has lost."""
+    with zipfile.ZipFile(path) as file:
+        entries = file.infolist()
+        for entry in entries:  # its name must be spelt the same in both places
+            file.open(entry).close()
+    size = sum(entry.file_size for entry in entries)
+    if size > _LARGEST_BYTES:
+        raise InputError(
+            f"{path} unpacks to {size / 2**30:.1f} GB, and an .npz is read as a whole: save frames as .npy, NetCDF or Zarr"
+        )
+    with path.open("rb") as stream:
+        stream.seek(-22, 2)
+        signature, count = struct.unpack("<4s6xH10x", stream.read(22))
+    if signature == b"PK\5\6" and count not in (len(entries), 0xFFFF):
+        raise ValueError(f"its directory has {len(entries)} of {count} entries")
 
 
 def _frames(array: Any, path: Path) -> xr.DataArray:

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from ...errors import InputError
-from .raw import time_in_name
+from .raw import start_of, time_in_name
 
 SUFFIXES = (".nc", ".nc4", ".cdf", ".netcdf", ".zarr")
 _AXES = {
@@ -22,16 +22,21 @@ _NONE = xr.DataArray([np.nan])
 _PRECIPITATION = re.compile(r"precip|rain|prcp|\btp\b|reflectivity|dbz", re.IGNORECASE)
 
 
+def recognises(start: bytes) -> bool:
+    return start.startswith(b"CDF")
+
+
 def open_dataset(path: Path) -> xr.Dataset:
-    """Open lazily. Raises InputError if the file is no NetCDF."""
+    """Open lazily, by libraries that a damaged file does not take down: netCDF-C would be, by the header of a classic one."""
+    import pyproj  # noqa: F401 — before xarray loads what joins it: a PROJ that cfgrib brings would take pyproj's away
+
     if path.is_dir():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # a store without consolidated metadata is fine
             return xr.open_zarr(path, chunks={}, decode_timedelta=False)
-    with path.open("rb") as stream:
-        if not stream.read(4).startswith((b"CDF", b"\x89HDF")):
-            raise InputError(f"{path} is not a NetCDF file")
-    return xr.open_dataset(path, chunks={}, decode_timedelta=False)
+    start = start_of(path, 4)
+    engine = "h5netcdf" if start == b"\x89HDF" else "netcdf4" if start == b"CDF\x05" else "scipy"
+    return xr.open_dataset(path, engine=engine, chunks={}, decode_timedelta=False)
 
 
 def _role(dataset: xr.Dataset, name: str) -> str | None:
@@ -110,6 +115,7 @@ def read(path: Path, variable: str | None = None) -> xr.DataArray:
         "units": frames.attrs.get("units", ""),
         "precipitation": is_precipitation(frames, name),
         "crs": _crs(dataset, dataset[name]),
+        "period_minutes": _period(dataset),
         "forecast": dataset.attrs.get("title") == "pysteps-generated nowcast"
         or ("lead_time" in dataset.coords and dataset.coords.get("forecast_reference_time", _NONE).ndim == 0),
         **pair,
@@ -129,6 +135,18 @@ def _with_time(frames: xr.DataArray, dataset: xr.Dataset, path: Path) -> xr.Data
     time = np.datetime64(scalars[0].reshape(()).item(), "ns") if scalars else time_in_name(path)
     frames = frames.drop_vars("time", errors="ignore").expand_dims("time")
     return frames if time is None else frames.assign_coords(time=[time])
+
+
+def _period(dataset: xr.Dataset) -> float | None:
+    """Minutes over which an amount was taken, where the file says when they began."""
+    if {"start_time", "valid_time"} <= set(dataset.variables):  # the Australian Bureau of Meteorology's way
+        span = np.ravel(dataset["valid_time"].values - dataset["start_time"].values)[:1]
+    else:
+        bounds = dataset.variables.get(dataset["time"].attrs.get("bounds")) if "time" in dataset.variables else None
+        span = np.diff(bounds.values[:1]).ravel() if bounds is not None and bounds.ndim == 2 else np.zeros(0)
+    if span.size != 1 or span.dtype.kind != "m" or not span[0] > np.timedelta64(0):
+        return None
+    return float(span[0] / np.timedelta64(1, "s")) / 60
 
 
 def _crs(dataset: xr.Dataset, frames: xr.DataArray) -> object:
