@@ -14,6 +14,7 @@ from collections.abc import Iterable
 import typer
 
 from ..errors import InputError
+from ..forecasting.processes import let_others_speak, processes
 from . import comparing, engines, forecasts, weights  # noqa: F401 (they add their verbs to the app)
 from .app import app
 from .speaking import note
@@ -40,6 +41,8 @@ def main(arguments: Iterable[str] | None = None) -> int:
     try:
         code = app(None if arguments is None else list(arguments), standalone_mode=False)
     except InputError as error:
+        if not processes().first:
+            let_others_speak()
         note(f"stormcell: {' '.join(str(error).split())}")
         return 2
     except BrokenPipeError:  # the reader of our output went away; what we write to files is written

@@ -71,7 +71,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on after Ctrl-C or a kill.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and stop.")] = False,
     crop: Annotated[int, typer.Option(help="Side of the training crops, pixels.", min=8)] = 128,
-    batch: Annotated[int, typer.Option(help="Crops an update.", min=1)] = 4,
+    batch: Annotated[int, typer.Option(help="Crops an update, of all processes together.", min=1)] = 4,
     hidden: Annotated[str, typer.Option(help="Hidden channels of the layers.")] = "48,48",
     kernel_size: Annotated[int, typer.Option(help="Of all convolutions.", min=1, max=99)] = 3,
     patch: Annotated[
@@ -85,6 +85,10 @@ def train(
         typer.Option(help="The highest: 0.001, of lagrangian models 0.015; with --from a fifth of that."),
     ] = None,
     device: Device = "auto",
+    devices: Annotated[
+        int | None, typer.Option(help="Processes on this machine that share each update, a GPU each.", min=1)
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(help="Machines that do (docs/cluster.md).", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Of weights and crops.", min=0, max=LARGEST_SEED)] = 0,
     config: Config = None,
 ) -> None:
@@ -95,11 +99,13 @@ def train(
     """
 
     from ..data.axes import parse_time
+    from ..forecasting.processes import asked_for, check_shares, launch
     from ..forecasting.train import Recipe, check_model_path, plan
     from ..forecasting.train import dry_run as measure
     from ..forecasting.train import train as fit
 
-    if not dry_run:
+    team = asked_for(devices, nodes)
+    if not dry_run and team.first:
         check_model_path(output)
     check_range("--minutes", minutes, most=YEAR_MINUTES)
     check_range("--learning-rate", learning_rate, most=1.0)
@@ -120,6 +126,9 @@ def train(
         seed=seed,
         device=device_named(device),
     )
+    check_shares(team, batch=batch, device=recipe.device)
+    if team.count > 1 and team.by is None and not dry_run:
+        raise typer.Exit(launch(team))
     prepared = plan(
         runs_of_data(data, reading, coarsen),
         recipe,
@@ -129,7 +138,7 @@ def train(
     )
     split = prepared.split
     for name, runs in (("training", split.train), ("validation", split.validation), ("set aside", split.test)):
-        for run in runs:
+        for run in runs if team.first else ():
             note(f"{name}: {span(run)}")
     if dry_run:
         for key, value in measure(prepared).items():
@@ -139,9 +148,13 @@ def train(
     try:
         forecaster = fit(prepared, output, resume=resume)
     except KeyboardInterrupt:
+        if not team.first:
+            return
         have = f"{output} has the best weights so far; " if output.exists() and before != output.stat().st_mtime else ""
         note(f"stopped. {have}add --resume to the same command to go on")
         raise
+    if not team.first:
+        return
     validation = forecaster.card["validation"]
     typer.echo(
         f"wrote {output}: validation loss {validation['loss']:.4f} "
