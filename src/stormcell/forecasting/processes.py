@@ -6,6 +6,7 @@ started and ends all where one dies. What the processes compute together is as i
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
@@ -91,7 +92,7 @@ def check_shares(team: Processes, *, batch: int, device: str) -> None:
 
 
 def from_the_first(value: T) -> T:
-    """The first process's value, in all of them; each waits for it."""
+    """The first process's value, in all of them."""
     from torch import distributed
 
     if not (distributed.is_available() and distributed.is_initialized()):
@@ -99,6 +100,16 @@ def from_the_first(value: T) -> T:
     box = [value]
     distributed.broadcast_object_list(box)
     return box[0]
+
+
+def leave() -> None:
+    """Wait for each other, since an agent ends all where one ends badly; what is open between them is closed at exit."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+        atexit.unregister(distributed.destroy_process_group)
+        atexit.register(distributed.destroy_process_group)
 
 
 def let_others_speak() -> None:

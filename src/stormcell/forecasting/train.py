@@ -43,7 +43,7 @@ from .forecast import SPACING_TOLERANCE, Forecaster, close, load
 from .loop import CtrlC, Last, on_device, quiet
 from .losses import Sums, mean
 from .models import AUTO, MODELS, kind_for
-from .processes import GO_ON, Processes, check_shares, from_the_first, is_lost, let_others_speak, processes
+from .processes import GO_ON, Processes, check_shares, from_the_first, is_lost, leave, let_others_speak, processes
 
 _VALIDATION_SAMPLES = 48
 _VALIDATIONS = 12  # in the time given by `minutes`
@@ -425,16 +425,15 @@ def train(
     updates, interrupted = _fit(plan, folder, reporter, team, resume=resume)
     best = folder / "best.ckpt"
     weights = from_the_first(_weights(best) if team.first and best.exists() else None)
-    if weights is None:
-        if interrupted:
-            raise KeyboardInterrupt
-        raise InputError("training stopped before its first validation: give it more --minutes")
-    forecaster = _best(plan, weights, reporter, updates=updates, command=command)
-    if team.first:
-        forecaster.save(output)
-    from_the_first(None)  # the others stay until all is written: an agent ends all where one ends badly
+    if weights is not None:
+        forecaster = _best(plan, weights, reporter, updates=updates, command=command)
+        if team.first:
+            forecaster.save(output)
+    leave()
     if interrupted:
         raise KeyboardInterrupt
+    if weights is None:
+        raise InputError("training stopped before its first validation: give it more --minutes")
     return forecaster
 
 
