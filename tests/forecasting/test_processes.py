@@ -65,7 +65,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     assert together.wait(timeout=120) == 0
     for path in (tmp_path / "one").glob("*.safetensors"):
         one, two = (curve(tmp_path / folder, path.stem) for folder in ("one", "two"))
-        assert len(one) >= 4
+        assert len(one) >= 3
         assert two == pytest.approx(one, rel=1e-5)
         a, b = load(path), load(tmp_path / "two" / path.name)
         assert a.card["updates"] == b.card["updates"]
@@ -201,6 +201,7 @@ def gone(pids: list[int]) -> bool:
 def test_a_killed_process_ends_the_job_with_a_word(tmp_path: Path, start: Start, victim: int) -> None:
     job = start("--devices", "2", "--epochs", "100000")
     wait_for(job, "update")
+    wait_for(job, "update")  # the checkpoint of the one before is written
     pids = workers(job.pid)
     assert sorted(pids) == [0, 1]
     os.kill(pids[victim], signal.SIGKILL)
@@ -228,7 +229,7 @@ def test_ctrl_c_leaves_a_usable_model_and_no_process(tmp_path: Path, start: Star
     _, err = job.communicate(timeout=60)
     assert job.returncode == 130
     assert "has the best weights so far; add --resume to the same command to go on" in err
-    assert err.count("stopped") == 2
+    assert err.count("stopped") == 1
     assert "Traceback" not in err
     assert gone(list(pids.values()))
     load(tmp_path / "m.safetensors")
