@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +24,9 @@ from stormcell.data.windows import split_at_gaps
 from stormcell.forecasting.forecast import save_frames
 from stormcell.forecasting.motion import has_pysteps
 from stormcell.forecasting.processes import ALONE, Processes, asked_for, check_shares, processes
+from stormcell.forecasting.tally import scores_to_json
 from stormcell.forecasting.train import Recipe, plan, train
+from stormcell.forecasting.verify import hindcast
 
 SMALL = Recipe(model="plain", past=3, future=3, epochs=2, crop=32, hidden_channels=(4,), device="cpu")
 RECIPES = {  # of 24 samples: batches that do not divide by two, and a last one with nothing for the second process
@@ -33,13 +37,26 @@ RECIPES = {  # of 24 samples: batches that do not divide by two, and a last one 
 ROOT = Path(__file__).parents[2]
 
 
-def train_all(folder: Path) -> None:
+def compute(folder: Path) -> None:
+    """Train all, and verify a network that is the same for certain."""
+    storms = split_at_gaps(advected_rain(13, 9, size=32, seed=3))
     for name, recipe in RECIPES.items():
         if name != "lagrangian" or has_pysteps():
-            storms = split_at_gaps(advected_rain(10, 8, size=32, seed=3))
+            runs = [run.isel(time=slice(0, 8)) for run in storms[:10]]
             if name == "missing":
-                storms = [run.where(run.x > 2000 * k) for k, run in enumerate(storms)]
-            train(plan(storms, recipe), folder / f"{name}.safetensors", progress=False, command="made by a test")
+                runs = [run.where(run.x > 2000 * k) for k, run in enumerate(runs)]
+            train(plan(runs, recipe), folder / f"{name}.safetensors", progress=False, command="made by a test")
+    untrained = plan(storms[:10], RECIPES["plain"]).forecaster
+    scores = hindcast(untrained, storms[10:], thresholds=(0.5,), scales=(5,)).scores
+    if processes().first:
+        (folder / "scores.json").write_text(scores_to_json(scores))
+
+
+def leaves(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {name: leaf for key, part in items for name, leaf in leaves(part, f"{path}/{key}").items()}
+    return {path: value}
 
 
 def curve(folder: Path, name: str) -> list[float]:
@@ -56,12 +73,12 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
+def test_two_processes_train_and_verify_as_one_does(tmp_path: Path) -> None:
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     together = subprocess.Popen([*torchrun, "-m", __name__, tmp_path / "two"], cwd=ROOT, env=environment())
-    train_all(tmp_path / "one")
+    compute(tmp_path / "one")
     assert together.wait(timeout=120) == 0
     for path in (tmp_path / "one").glob("*.safetensors"):
         one, two = (curve(tmp_path / folder, path.stem) for folder in ("one", "two"))
@@ -71,6 +88,12 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
         assert a.card["updates"] == b.card["updates"]
         for name, weight in a.network.state_dict().items():
             torch.testing.assert_close(b.network.state_dict()[name], weight, rtol=1e-3, atol=1e-5)
+    one, two = (leaves(json.loads((tmp_path / folder / "scores.json").read_text())) for folder in ("one", "two"))
+    floats = {name: value for name, value in one.items() if isinstance(value, float)}
+    assert {name: two.pop(name) for name in floats} == pytest.approx(floats, rel=1e-6)
+    rest = {name: value for name, value in one.items() if name not in floats}
+    assert two == rest  # counts, and all that is no number
+    assert any("hits" in name and value > 0 for name, value in rest.items())
 
 
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(
@@ -209,7 +232,7 @@ def test_a_killed_process_ends_the_job_with_a_word(tmp_path: Path, start: Start,
     assert job.returncode == 2
     said = [line for line in err.splitlines() if not line.startswith("update")]
     assert said == [
-        f"stormcell: process {victim} of the training was killed (SIGKILL): "
+        f"stormcell: process {victim} was killed (SIGKILL): "
         "add --resume to the same command to go on from the last checkpoint"
     ]
     assert gone(list(pids.values()))
@@ -260,4 +283,4 @@ def test_mistakes_are_one_sentence_of_several_processes_too(tmp_path: Path, star
 
 
 if __name__ == "__main__":
-    train_all(Path(sys.argv[1]))
+    compute(Path(sys.argv[1]))

@@ -99,7 +99,7 @@ def train(
     """
 
     from ..data.axes import parse_time
-    from ..forecasting.processes import asked_for, check_shares, launch
+    from ..forecasting.processes import GO_ON, asked_for, check_shares, launch
     from ..forecasting.train import Recipe, check_model_path, plan
     from ..forecasting.train import dry_run as measure
     from ..forecasting.train import train as fit
@@ -128,7 +128,7 @@ def train(
     )
     check_shares(team, batch=batch, device=recipe.device)
     if team.count > 1 and team.by is None and not dry_run:
-        raise typer.Exit(launch(team))
+        raise typer.Exit(launch(team, advice=GO_ON))
     prepared = plan(
         runs_of_data(data, reading, coarsen),
         recipe,
@@ -251,6 +251,7 @@ def verify(
     every: Annotated[float, typer.Option(help="Minutes between cases; 0: from every frame.", min=0)] = 0.0,
     any_grid: AnyGrid = False,
     device: Device = "auto",
+    devices: Annotated[int | None, typer.Option(help="Processes on this machine that share the cases.", min=1)] = None,
 ) -> None:
     """Forecast from every start time in DATA, and score the forecasts against what followed.
 
@@ -258,17 +259,24 @@ def verify(
     """
     from ..forecasting.forecast import load
     from ..forecasting.motion import has_pysteps
+    from ..forecasting.processes import asked_for, check_devices, launch
     from ..forecasting.tally import scores_to_json
     from ..forecasting.verify import hindcast
     from ..report import print_scores, report_verification
     from ..writing import whole_file
 
-    check_results(output, report)
+    team = asked_for(devices, None)
+    if team.first:
+        check_results(output, report)
     widths = whole_numbers_in(scales, "--scales", "5,11", most=10_000)
-    forecaster = load(model, device=device_named(device))
+    device = device_named(device)
+    check_devices(team, device)
+    if team.count > 1 and team.by is None:
+        raise typer.Exit(launch(team, advice="run the same command again"))
+    forecaster = load(model, device=team.own(device))
     if against is None:
         names = ["persistence"] + (["optical-flow"] if forecaster.transform.rain and has_pysteps() else [])
-        if forecaster.transform.rain and len(names) == 1:
+        if forecaster.transform.rain and len(names) == 1 and team.first:
             note("optical flow is left out: pip install 'stormcell[radar]' to compare with it")
     else:
         names = names_in(against)
@@ -282,8 +290,10 @@ def verify(
         thresholds=None if thresholds is None else numbers_in(thresholds, "--thresholds", "0.5,2,5"),
         scales=widths,
         any_grid=any_grid,
-        progress=lambda cases: track(cases, "verifying"),
+        progress=lambda cases: track(cases, "verifying") if team.first else iter(cases),
     )
+    if not team.first:
+        return
     with whole_file(output) as temporary:
         temporary.write_text(scores_to_json(result.scores), encoding="utf-8")
     if report is not None:

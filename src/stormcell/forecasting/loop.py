@@ -10,7 +10,6 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,9 @@ import lightning.pytorch as lightning
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 
-from .processes import ALONE, Processes, processes
+from .processes import ALONE, ANSWER_WITHIN, Processes, processes
 
 SAVE_EVERY = 30.0  # seconds
-ANSWER_WITHIN = timedelta(minutes=10)  # a process that is silent for longer is taken for dead
 
 
 def on_device(name: str, team: Processes = ALONE) -> dict[str, Any]:

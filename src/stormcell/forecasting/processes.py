@@ -1,7 +1,8 @@
-"""Training on several processes: which of them this one is, and how a command line becomes several of itself.
+"""Several processes that do one thing: which of them this one is, and how a command line becomes several of itself.
 
 torchrun and SLURM say it in the environment; `--devices` without either starts torchrun's agent here, which watches what it has
-started and ends all where one dies. What the processes compute together is as if one had done it: see `data/batches.py`.
+started and ends all where one dies. What they compute together is what one would: training shares each batch
+(`data/batches.py`), verification the cases.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,12 +27,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 GO_ON = "add --resume to the same command to go on from the last checkpoint"
+ANSWER_WITHIN = timedelta(minutes=10)  # a process that is silent for longer is taken for dead
 _PATIENCE = 2.0  # seconds: an agent looks ten times a second
 
 
 @dataclass(frozen=True)
 class Processes:
-    """Those that train together: `here` on each of `nodes` machines. `rank` is the number of this one, 0 of the first, which
+    """Those that work together: `here` on each of `nodes` machines. `rank` is the number of this one, 0 of the first, which
     alone writes and speaks; `by` says who has started them, if anyone has.
     """
 
@@ -46,6 +49,10 @@ class Processes:
     @property
     def first(self) -> bool:
         return self.rank == 0
+
+    def own(self, device: str) -> str:
+        """Of the devices of a kind the one of this process."""
+        return f"cuda:{self.rank % self.here}" if device == "cuda" and self.count > 1 else device
 
 
 ALONE = Processes()
@@ -76,11 +83,16 @@ def asked_for(devices: int | None, nodes: int | None) -> Processes:
 
 
 def check_shares(team: Processes, *, batch: int, device: str) -> None:
-    """Raise InputError if a batch has not a sample for each process, or a machine not a device."""
+    """Raise InputError if a batch has not a sample for each process, or there are not enough devices."""
     if batch < team.count:
         raise InputError(
             f"a batch of {batch} has nothing for some of {team.count} processes: give --batch {team.count}"
         )
+    check_devices(team, device)
+
+
+def check_devices(team: Processes, device: str) -> None:
+    """Raise InputError if there is not one for each process."""
     if team.count == 1 or device == "cpu":
         return
     if device != "cuda":
@@ -89,6 +101,20 @@ def check_shares(team: Processes, *, batch: int, device: str) -> None:
 
     if team.here > torch.cuda.device_count():
         raise InputError(f"--devices {team.here} is more than the {torch.cuda.device_count()} GPUs of this machine")
+
+
+def gathered(value: T) -> list[T]:
+    """Every process's value, in all of them."""
+    team = processes()
+    if team.count == 1:
+        return [value]
+    from torch import distributed
+
+    if not distributed.is_initialized():
+        distributed.init_process_group("gloo", timeout=ANSWER_WITHIN)
+    values: list[Any] = [None] * team.count
+    distributed.all_gather_object(values, value)
+    return values
 
 
 def from_the_first(value: T) -> T:
@@ -124,11 +150,11 @@ def is_lost(error: BaseException) -> bool:
     return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
-def launch(team: Processes) -> int:
+def launch(team: Processes, *, advice: str) -> int:
     """Run this command line again in several processes, and return its exit code.
 
-    Only the first one is heard, unless another fails alone. Raises InputError if one is killed, or if other machines take
-    part and it is not said where they meet.
+    Only the first one is heard, unless another fails alone. Raises InputError with `advice` if one is killed, and if other
+    machines take part and it is not said where they meet.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -155,7 +181,7 @@ def launch(team: Processes) -> int:
             except SignalException as error:
                 return 128 + int(error.sigval)
             except ChildFailedError as error:
-                return _told(error, Path(folder))
+                return _told(error, Path(folder), advice)
     finally:
         logging.disable(logging.NOTSET)
     return 0
@@ -184,7 +210,7 @@ def _meeting(nodes: int) -> dict[str, Any]:
         ) from None
 
 
-def _told(error: ChildFailedError, folder: Path) -> int:
+def _told(error: ChildFailedError, folder: Path, advice: str) -> int:
     """The exit code of what has failed, with what a process has said that is not heard by itself."""
     failures = error.failures.values()
     if any(failure.local_rank == 0 and failure.exitcode > 0 for failure in failures):
@@ -194,7 +220,7 @@ def _told(error: ChildFailedError, folder: Path) -> int:
         error.failures.items(), key=lambda item: (item[1].exitcode == -signal.SIGTERM, item[1].exitcode > 0)
     )
     if first.exitcode < 0:
-        raise InputError(f"process {rank} of the training was killed ({first.signal_name()}): {GO_ON}")
+        raise InputError(f"process {rank} was killed ({first.signal_name()}): {advice}")
     for path in folder.glob(f"*/*/{first.local_rank}/stderr.log"):
         sys.stderr.write(path.read_text(encoding="utf-8", errors="replace"))
     return first.exitcode
