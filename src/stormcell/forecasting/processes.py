@@ -77,7 +77,7 @@ def asked_for(devices: int | None, nodes: int | None) -> Processes:
         return Processes(0, devices or 1, nodes or 1)
     if devices not in (None, found.here) or nodes not in (None, found.nodes):
         raise InputError(
-            f"{found.by} has started {found.here} processes on each of {found.nodes} machines: leave --devices and --nodes out"
+            f"{found.by} has started {found.count} processes, {found.here} a machine: leave --devices and --nodes out"
         )
     return found
 
@@ -160,6 +160,9 @@ def launch(team: Processes, *, advice: str) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    os.environ.setdefault(
+        "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // team.here))
+    )  # else each takes all cores
     logging.disable(logging.CRITICAL)  # the agent's own words are for programmers
     try:
         with tempfile.TemporaryDirectory() as folder:
