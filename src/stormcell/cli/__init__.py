@@ -39,7 +39,8 @@ def main(arguments: Iterable[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without "×" or "≥" gets "?"
     try:
-        code = app(None if arguments is None else list(arguments), standalone_mode=False)
+        arguments = sys.argv[1:] if arguments is None else list(arguments)
+        code = app(arguments, obj=arguments, standalone_mode=False)  # obj: for a verb that runs itself again
     except InputError as error:
         if not processes().first:
             let_others_speak()

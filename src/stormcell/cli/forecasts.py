@@ -40,6 +40,7 @@ from .speaking import minute, note, span, track
 )
 @reads_frames
 def train(
+    context: typer.Context,
     data: Data,
     output: Annotated[Path, typer.Option("-o", "--output", help="Model file to write, .safetensors.")],
     reading: Reading,
@@ -128,7 +129,7 @@ def train(
     )
     check_shares(team, batch=batch, device=recipe.device)
     if team.count > 1 and team.by is None and not dry_run:
-        raise typer.Exit(launch(team, advice=GO_ON))
+        raise typer.Exit(launch(team, context.obj, advice=GO_ON))
     prepared = plan(
         runs_of_data(data, reading, coarsen),
         recipe,
@@ -230,6 +231,7 @@ def forecast(
 )
 @reads_frames
 def verify(
+    context: typer.Context,
     data: Data,
     output: Annotated[Path, typer.Option("-o", "--output", help="Scores to write, .json.")],
     reading: Reading,
@@ -272,7 +274,7 @@ def verify(
     device = device_named(device)
     check_devices(team, device)
     if team.count > 1 and team.by is None:
-        raise typer.Exit(launch(team, advice="run the same command again"))
+        raise typer.Exit(launch(team, context.obj, advice="run the same command again"))
     forecaster = load(model, device=team.own(device))
     if against is None:
         names = ["persistence"] + (["optical-flow"] if forecaster.transform.rain and has_pysteps() else [])

@@ -14,6 +14,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -150,8 +151,8 @@ def is_lost(error: BaseException) -> bool:
     return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
-def launch(team: Processes, *, advice: str) -> int:
-    """Run this command line again in several processes, and return its exit code.
+def launch(team: Processes, arguments: Sequence[str], *, advice: str) -> int:
+    """Run `stormcell` with these arguments in several processes, and return its exit code.
 
     Only the first one is heard, unless another fails alone. Raises InputError with `advice` if one is killed, and if other
     machines take part and it is not said where they meet.
@@ -180,7 +181,7 @@ def launch(team: Processes, *, advice: str) -> int:
             heard = [name for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if _heard(name)]
             config.signals_to_handle = ",".join(heard)
             try:
-                elastic_launch(config, sys.executable)("-m", "stormcell", *sys.argv[1:])
+                elastic_launch(config, sys.executable)("-m", "stormcell", *arguments)
             except SignalException as error:
                 return 128 + int(error.sigval)
             except ChildFailedError as error:
