@@ -261,7 +261,7 @@ def verify(
     """
     from ..forecasting.forecast import load
     from ..forecasting.motion import has_pysteps
-    from ..forecasting.processes import asked_for, check_devices, launch
+    from ..forecasting.processes import AGAIN, asked_for, check_devices, launch
     from ..forecasting.tally import scores_to_json
     from ..forecasting.verify import hindcast
     from ..report import print_scores, report_verification
@@ -274,7 +274,7 @@ def verify(
     device = device_named(device)
     check_devices(team, device)
     if team.count > 1 and team.by is None:
-        raise typer.Exit(launch(team, context.obj, advice="run the same command again"))
+        raise typer.Exit(launch(team, context.obj, advice=AGAIN))
     forecaster = load(model, device=team.own(device))
     if against is None:
         names = ["persistence"] + (["optical-flow"] if forecaster.transform.rain and has_pysteps() else [])

@@ -14,7 +14,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+AGAIN = "run the same command again"
 GO_ON = "add --resume to the same command to go on from the last checkpoint"
 ANSWER_WITHIN = timedelta(minutes=10)  # a process that is silent for longer is taken for dead
 _PATIENCE = 2.0  # seconds: an agent looks ten times a second
@@ -129,26 +131,27 @@ def from_the_first(value: T) -> T:
     return box[0]
 
 
-def leave() -> None:
-    """Wait for each other, since an agent ends all where one ends badly; what is open between them is closed at exit."""
+@contextmanager
+def together(advice: str) -> Iterator[None]:
+    """All enter and leave the block together. Raises InputError with `advice` where one of them is lost, or does not answer."""
     from torch import distributed
 
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.barrier()
-        atexit.unregister(distributed.destroy_process_group)
-        atexit.register(distributed.destroy_process_group)
+    try:
+        yield
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.barrier()  # an agent ends all where one ends badly
+            atexit.unregister(distributed.destroy_process_group)
+            atexit.register(distributed.destroy_process_group)
+    except RuntimeError as error:
+        if processes().count == 1 or not (isinstance(error, distributed.DistError) or "gloo" in str(error)):
+            raise
+        let_others_speak()
+        raise InputError(f"another process was lost: {advice}") from error
 
 
 def let_others_speak() -> None:
     """Wait where another process, or an agent that ends this one, says better what has happened."""
     time.sleep(_PATIENCE)
-
-
-def is_lost(error: BaseException) -> bool:
-    """Whether this is how a process learns that another one has died, or does not answer any more."""
-    from torch import distributed
-
-    return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def launch(team: Processes, arguments: Sequence[str], *, advice: str) -> int:

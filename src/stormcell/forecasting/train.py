@@ -43,7 +43,7 @@ from .forecast import SPACING_TOLERANCE, Forecaster, close, load
 from .loop import CtrlC, Last, on_device, quiet
 from .losses import Sums, mean
 from .models import AUTO, MODELS, kind_for
-from .processes import GO_ON, Processes, check_shares, from_the_first, is_lost, leave, let_others_speak, processes
+from .processes import GO_ON, Processes, check_shares, from_the_first, processes, together
 
 _VALIDATION_SAMPLES = 48
 _VALIDATIONS = 12  # in the time given by `minutes`
@@ -422,14 +422,14 @@ def train(
         check_model_path(output)
         _prepare(folder, plan, resume=resume)
     reporter = _Reporter(bar=progress, reference=plan.forecaster.reference)
-    updates, interrupted = _fit(plan, folder, reporter, team, resume=resume)
-    best = folder / "best.ckpt"
-    weights = from_the_first(_weights(best) if team.first and best.exists() else None)
-    if weights is not None:
-        forecaster = _best(plan, weights, reporter, updates=updates, command=command)
-        if team.first:
-            forecaster.save(output)
-    leave()
+    with together(GO_ON):
+        updates, interrupted = _fit(plan, folder, reporter, team, resume=resume)
+        best = folder / "best.ckpt"
+        weights = from_the_first(_weights(best) if team.first and best.exists() else None)
+        if weights is not None:
+            forecaster = _best(plan, weights, reporter, updates=updates, command=command)
+            if team.first:
+                forecaster.save(output)
     if interrupted:
         raise KeyboardInterrupt
     if weights is None:
@@ -489,11 +489,6 @@ def _fit(plan: Plan, folder: Path, reporter: _Reporter, team: Processes, *, resu
             return trainer.global_step, True
         except OSError as error:  # reading has errors of its own, so this was a checkpoint
             raise InputError(f"{folder} cannot be written ({error.strerror or error})") from error
-        except RuntimeError as error:
-            if team.count == 1 or not is_lost(error):
-                raise
-            let_others_speak()
-            raise InputError(f"another process of the training was lost: {GO_ON}") from error
     return trainer.global_step, ctrl_c.asked
 
 

@@ -19,7 +19,7 @@ from ..data.windows import common_step, split_at_gaps
 from ..errors import InputError, reason
 from .baselines import Array, Baseline, baselines_on, check_baselines
 from .forecast import THRESHOLDS_MM_H, Forecaster
-from .processes import gathered, leave, processes
+from .processes import AGAIN, gathered, processes, together
 from .tally import Tally
 
 SCALES = (5, 11, 21)
@@ -270,8 +270,8 @@ def hindcast(
         if number in picks:
             future = case.isel(time=slice(forecaster.past, None))
             samples.append((number, _sample(future, reference, {"observed": truth, **fields})))
-    parts = gathered((tally, samples))
-    leave()
+    with together(AGAIN):
+        parts = gathered((tally, samples))
     tally = parts[0][0].merged([other for other, _ in parts[1:]])
     found = [numbered for _, some in parts for numbered in some]
     if not tally.pixels:
