@@ -21,7 +21,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import InputError
+from ..errors import InputError, reason
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -158,15 +158,15 @@ def launch(team: Processes, arguments: Sequence[str], *, advice: str) -> int:
     """Run `stormcell` with these arguments in several processes, and return its exit code.
 
     Only the first one is heard, unless another fails alone. Raises InputError with `advice` if one is killed, and if other
-    machines take part and it is not said where they meet.
+    machines take part and it is not said where they meet, or they do not.
     """
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ.setdefault(
-        "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // team.here))
-    )  # else each takes all cores
+    cores = (os.cpu_count() or 1) // team.here
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores)))  # else each process takes all of them
     logging.disable(logging.CRITICAL)  # the agent's own words are for programmers
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -189,6 +189,10 @@ def launch(team: Processes, arguments: Sequence[str], *, advice: str) -> int:
                 return 128 + int(error.sigval)
             except ChildFailedError as error:
                 return _told(error, Path(folder), advice)
+            except DistError as error:
+                raise InputError(
+                    f"the machines have not found each other ({reason(error)}): check MASTER_ADDR"
+                ) from error
     finally:
         logging.disable(logging.NOTSET)
     return 0
@@ -219,9 +223,9 @@ def _meeting(nodes: int) -> dict[str, Any]:
 
 def _told(error: ChildFailedError, folder: Path, advice: str) -> int:
     """The exit code of what has failed, with what a process has said that is not heard by itself."""
-    failures = error.failures.values()
-    if any(failure.local_rank == 0 and failure.exitcode > 0 for failure in failures):
-        return next(failure.exitcode for failure in failures if failure.local_rank == 0)
+    for failure in error.failures.values():
+        if failure.local_rank == 0 and failure.exitcode > 0:
+            return failure.exitcode
     # Others are ended with SIGTERM, or learn that one is gone: what was killed comes first.
     rank, first = min(
         error.failures.items(), key=lambda item: (item[1].exitcode == -signal.SIGTERM, item[1].exitcode > 0)
