@@ -220,6 +220,18 @@ def test_bad_options_are_one_sentence(work: Path, capsys: pytest.CaptureFixture[
     refused(capsys, "--device knows auto, cpu, cuda and mps, not 'meta'", *train, "--device", "meta")
     refused(capsys, "--test-from 'June' is not a time", *train, "--test-from", "June")
     refused(capsys, "--device cuda:77 is not to be had here", *train, "--device", "cuda:77")
+    run(capsys, *train, "--devices", "0", code=2)
+    refused(capsys, "a batch of 4 has nothing for some of 6 processes", *train, "--devices", "3", "--nodes", "2")
+    refused(
+        capsys,
+        "--nodes takes this command on each machine, with MASTER_ADDR",
+        *train,
+        "--nodes",
+        "2",
+        "--device",
+        "cpu",
+    )
+    refused(capsys, "several processes take --device cuda or cpu", *verify, "--devices", "2", "--device", "cpu:0")
     refused(capsys, "--thresholds takes numbers", *verify, "--thresholds", "heavy")
     refused(capsys, "--scales takes whole numbers", *verify, "--scales", "2.5")
     refused(capsys, "--scales takes numbers", *verify, "--scales", "inf")

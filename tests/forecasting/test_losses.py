@@ -7,10 +7,14 @@ import math
 import pytest
 import torch
 
-from stormcell.forecasting.losses import exceedance_loss
+from stormcell.forecasting.losses import exceedance_error, mean
 
 LEVELS = torch.tensor([0.2, 0.6])
 WEIGHTS = (1.5, 1.7)
+
+
+def exceedance_loss(logits: torch.Tensor, batch: dict[str, torch.Tensor], levels: torch.Tensor) -> torch.Tensor:
+    return mean(*exceedance_error(logits, batch, levels))
 
 
 def batch(value: float, valid: bool = True) -> dict[str, torch.Tensor]:

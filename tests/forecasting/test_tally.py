@@ -305,3 +305,30 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
         low, high = tally.scores(LEADS[:1], units="mm/h").mae_interval.squeeze().values
         held += low <= 1.0 <= high
     assert 48 <= held <= 60
+
+
+# --- several processes ---
+
+
+def test_tallies_of_shares_merge_to_that_of_all_cases() -> None:
+    """Counts, ranks and the order of cases are the same; sums but for rounding."""
+    cases = [(fields(k), {"model": fields(k + 50), "ensemble": fields(k + 90, (3, 2, 40, 50))}) for k in range(7)]
+    for truth, _ in cases:
+        truth[truth < 0.5] = 0  # drawn by lot among ranks
+    tallies = [Tally(["model", "ensemble"], (0.5, 5.0), (5,), 0.1) for _ in range(4)]
+    for k, (truth, fcsts) in enumerate(cases):
+        for tally in (tallies[0], tallies[1 + k % 2]):  # the last one has none
+            tally.add(np.datetime64("2024-01-01T00:00", "ns") + k * np.timedelta64(20, "m"), truth, fcsts)
+    one = tallies[0].scores(LEADS, units="mm/h")
+    two = tallies[1].merged(tallies[2:]).scores(LEADS, units="mm/h")
+    xr.testing.assert_allclose(two, one, rtol=1e-12)
+    for name in ("hits", "misses", "false_alarms", "correct_negatives", "rank_share", "forecasts"):
+        np.testing.assert_array_equal(two[name], one[name])
+    assert two.attrs == one.attrs
+    assert len(tallies[1].times) == 4
+    other = Tally(["model", "ensemble"], (0.5, 5.0), (5,), 0.1)
+    other.add(
+        np.datetime64("2024-01-02", "ns"), cases[0][0], {"model": fields(1), "ensemble": fields(2, (4, 2, 40, 50))}
+    )
+    with pytest.raises(InputError, match="ensemble has 3 members in one case and 4 in another"):
+        tallies[1].merged([other])

@@ -20,6 +20,7 @@ import xarray as xr
 from stormcell import InputError, load
 from stormcell.data.windows import split_at_gaps
 from stormcell.forecasting.forecast import save_frames
+from stormcell.forecasting.losses import mean
 from stormcell.forecasting.train import Recipe, dry_run, plan, train
 from stormcell.forecasting.verify import hindcast
 
@@ -57,11 +58,11 @@ def test_missing_pixels_have_no_say(storms: list[xr.DataArray], tmp_path: Path) 
     prepared = plan(storms[:8], RECIPE)
     batch = {k: v[None] for k, v in prepared.training[0].items()}
     batch["valid"] = torch.rand(batch["valid"].shape) > 0.5
-    loss = prepared.forecaster.loss(batch)
+    loss = mean(*prepared.forecaster.errors(batch))
     batch["y"] = torch.where(batch["valid"], batch["y"], 0.7)
-    assert torch.equal(prepared.forecaster.loss(batch), loss)
+    assert torch.equal(mean(*prepared.forecaster.errors(batch)), loss)
     batch["valid"] = torch.zeros_like(batch["valid"])
-    assert prepared.forecaster.loss(batch) == 0
+    assert mean(*prepared.forecaster.errors(batch)) == 0
 
 
 def test_a_plain_quantity_trains_too(tmp_path: Path) -> None:
@@ -240,16 +241,19 @@ def test_ctrl_c_leaves_a_usable_model_and_a_checkpoint(rain: xr.DataArray, tmp_p
 
 
 def test_ctrl_c_is_heard_after_the_update_and_a_second_one_at_once() -> None:
+    import lightning.pytorch as lightning
+
     from stormcell.forecasting.loop import CtrlC
 
+    alone = lightning.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
     outer = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         ctrl_c = CtrlC()
         with ctrl_c.heard():
-            ctrl_c.on_train_batch_end()
+            ctrl_c.on_train_batch_end(alone)
             signal.raise_signal(signal.SIGINT)
             with pytest.raises(KeyboardInterrupt):
-                ctrl_c.on_train_batch_end()
+                ctrl_c.on_train_batch_end(alone)
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

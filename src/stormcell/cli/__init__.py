@@ -14,6 +14,7 @@ from collections.abc import Iterable
 import typer
 
 from ..errors import InputError
+from ..forecasting.processes import let_others_speak, processes
 from . import comparing, engines, forecasts, inspecting, weights  # noqa: F401 (they add their verbs to the app)
 from .app import app
 from .speaking import note
@@ -38,8 +39,11 @@ def main(arguments: Iterable[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without "×" or "≥" gets "?"
     try:
-        code = app(None if arguments is None else list(arguments), standalone_mode=False)
+        arguments = sys.argv[1:] if arguments is None else list(arguments)
+        code = app(arguments, obj=arguments, standalone_mode=False)  # obj: for a verb that runs itself again
     except InputError as error:
+        if not processes().first:
+            let_others_speak()
         note(f"stormcell: {' '.join(str(error).split())}")
         return 2
     except BrokenPipeError:  # the reader of our output went away; what we write to files is written

@@ -40,6 +40,7 @@ from .speaking import minute, note, span, track
 )
 @reads_frames
 def train(
+    context: typer.Context,
     data: Data,
     output: Annotated[Path, typer.Option("-o", "--output", help="Model file to write, .safetensors.")],
     reading: Reading,
@@ -71,7 +72,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on after Ctrl-C or a kill.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and stop.")] = False,
     crop: Annotated[int, typer.Option(help="Side of the training crops, pixels.", min=8)] = 128,
-    batch: Annotated[int, typer.Option(help="Crops an update.", min=1)] = 4,
+    batch: Annotated[int, typer.Option(help="Crops an update, of all processes together.", min=1)] = 4,
     hidden: Annotated[str, typer.Option(help="Hidden channels of the layers.")] = "48,48",
     kernel_size: Annotated[int, typer.Option(help="Of all convolutions.", min=1, max=99)] = 3,
     patch: Annotated[
@@ -85,6 +86,10 @@ def train(
         typer.Option(help="The highest: 0.001, of lagrangian models 0.015; with --from a fifth of that."),
     ] = None,
     device: Device = "auto",
+    devices: Annotated[
+        int | None, typer.Option(help="Processes on this machine that share each update, a GPU each.", min=1)
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(help="Machines that do (docs/cluster.md).", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Of weights and crops.", min=0, max=LARGEST_SEED)] = 0,
     config: Config = None,
 ) -> None:
@@ -95,11 +100,13 @@ def train(
     """
 
     from ..data.axes import parse_time
+    from ..forecasting.processes import GO_ON, asked_for, check_shares, launch
     from ..forecasting.train import Recipe, check_model_path, plan
     from ..forecasting.train import dry_run as measure
     from ..forecasting.train import train as fit
 
-    if not dry_run:
+    team = asked_for(devices, nodes)
+    if not dry_run and team.first:
         check_model_path(output)
     check_range("--minutes", minutes, most=YEAR_MINUTES)
     check_range("--learning-rate", learning_rate, most=1.0)
@@ -120,6 +127,9 @@ def train(
         seed=seed,
         device=device_named(device),
     )
+    check_shares(team, batch=batch, device=recipe.device)
+    if team.count > 1 and team.by is None and not dry_run:
+        raise typer.Exit(launch(team, context.obj, advice=GO_ON))
     prepared = plan(
         runs_of_data(data, reading, coarsen),
         recipe,
@@ -129,7 +139,7 @@ def train(
     )
     split = prepared.split
     for name, runs in (("training", split.train), ("validation", split.validation), ("set aside", split.test)):
-        for run in runs:
+        for run in runs if team.first else ():
             note(f"{name}: {span(run)}")
     if dry_run:
         for key, value in measure(prepared).items():
@@ -139,9 +149,13 @@ def train(
     try:
         forecaster = fit(prepared, output, resume=resume)
     except KeyboardInterrupt:
+        if not team.first:
+            return
         have = f"{output} has the best weights so far; " if output.exists() and before != output.stat().st_mtime else ""
         note(f"stopped. {have}add --resume to the same command to go on")
         raise
+    if not team.first:
+        return
     validation = forecaster.card["validation"]
     typer.echo(
         f"wrote {output}: validation loss {validation['loss']:.4f} "
@@ -217,6 +231,7 @@ def forecast(
 )
 @reads_frames
 def verify(
+    context: typer.Context,
     data: Data,
     output: Annotated[Path, typer.Option("-o", "--output", help="Scores to write, .json.")],
     reading: Reading,
@@ -238,6 +253,7 @@ def verify(
     every: Annotated[float, typer.Option(help="Minutes between cases; 0: from every frame.", min=0)] = 0.0,
     any_grid: AnyGrid = False,
     device: Device = "auto",
+    devices: Annotated[int | None, typer.Option(help="Processes on this machine that share the cases.", min=1)] = None,
 ) -> None:
     """Forecast from every start time in DATA, and score the forecasts against what followed.
 
@@ -245,17 +261,24 @@ def verify(
     """
     from ..forecasting.forecast import load
     from ..forecasting.motion import has_pysteps
+    from ..forecasting.processes import AGAIN, asked_for, check_devices, launch
     from ..forecasting.tally import scores_to_json
     from ..forecasting.verify import hindcast
     from ..report import print_scores, report_verification
     from ..writing import whole_file
 
-    check_results(output, report)
+    team = asked_for(devices, None)
+    if team.first:
+        check_results(output, report)
     widths = whole_numbers_in(scales, "--scales", "5,11", most=10_000)
-    forecaster = load(model, device=device_named(device))
+    device = device_named(device)
+    check_devices(team, device)
+    if team.count > 1 and team.by is None:
+        raise typer.Exit(launch(team, context.obj, advice=AGAIN))
+    forecaster = load(model, device=team.own(device))
     if against is None:
         names = ["persistence"] + (["optical-flow"] if forecaster.transform.rain and has_pysteps() else [])
-        if forecaster.transform.rain and len(names) == 1:
+        if forecaster.transform.rain and len(names) == 1 and team.first:
             note("optical flow is left out: pip install 'stormcell[radar]' to compare with it")
     else:
         names = names_in(against)
@@ -269,8 +292,10 @@ def verify(
         thresholds=None if thresholds is None else numbers_in(thresholds, "--thresholds", "0.5,2,5"),
         scales=widths,
         any_grid=any_grid,
-        progress=lambda cases: track(cases, "verifying"),
+        progress=lambda cases: track(cases, "verifying") if team.first else iter(cases),
     )
+    if not team.first:
+        return
     with whole_file(output) as temporary:
         temporary.write_text(scores_to_json(result.scores), encoding="utf-8")
     if report is not None:

@@ -23,7 +23,7 @@ from ..data.moving_mnist import MovingMnistSets
 from ..data.windows import Sample, Split, Windows, common_step, events_of, split_or_advise
 from ..errors import InputError
 from ..forecasting.baselines import baselines_on
-from ..forecasting.losses import mean_error, weighted_error
+from ..forecasting.losses import mean, summed_error, weighted_error
 from ..forecasting.tally import assign_blocks
 from ..forecasting.train import digest_of, fitted_transform
 from ..forecasting.verify import THRESHOLDS_MM_H
@@ -253,7 +253,7 @@ class FramesTask(Task):
         return tuple(f"{name}_{level:g}" for name in ("hits", "misses", "false_alarms"))
 
     def loss(self, forecast: Tensor, batch: Sample) -> Tensor:
-        return mean_error(forecast, batch, rain=self.transform.rain)
+        return mean(*summed_error(forecast, batch, rain=self.transform.rain))
 
     def _decoded(self, encoded: Tensor) -> npt.NDArray[np.float32]:
         return self.transform.decode(encoded.numpy(), self.unit_names, self.transform.zr)

@@ -21,7 +21,6 @@ import torch
 import xarray as xr
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
 
 from ..data.axes import MONTH, Step, advance, grid_spacing, step_text, time_step, time_text
 from ..data.frames import check_frames, values, zr_pair
@@ -32,7 +31,7 @@ from ..nn.convlstm import ConvLSTM2d
 from ..nn.forecaster import EncoderForecaster
 from ..writing import whole_file
 from .bundled import model_file
-from .losses import mean_error
+from .losses import Sums, summed_error
 
 FORMAT = 1
 _PYSTEPS_NAMES = {"mm/h": "precip_intensity", "dBZ": "reflectivity"}
@@ -104,14 +103,14 @@ class Forecaster:
         """Samples to train on, or to choose by."""
         return Windows(runs, self.transform, past=self.past, future=self.future, **options)
 
-    def loss(self, batch: Sample) -> Tensor:
-        """What training minimises."""
-        return mean_error(self.network(batch["x"], self.future), batch, rain=self.transform.rain)
+    def errors(self, batch: Sample, draws: np.random.Generator | None = None) -> Sums:
+        """What training minimises the mean of. What is left to chance in training follows from `draws`."""
+        return summed_error(self.network(batch["x"], self.future), batch, rain=self.transform.rain)
 
-    def reference_loss(self, batch: Sample) -> Tensor:
+    def reference_errors(self, batch: Sample) -> Sums:
         """The same of what needs no training."""
         last = batch["x"][:, -1:, :1].expand_as(batch["y"])
-        return mean_error(last, batch, rain=self.transform.rain)
+        return summed_error(last, batch, rain=self.transform.rain)
 
     def _checked_unit(self, frames: xr.DataArray) -> str:
         """The frames' source. Raises InputError if their unit is not the model's."""

@@ -27,7 +27,7 @@ from ..nn.advection import paths, sample
 from ..nn.exceedance import ExceedanceForecaster
 from .exceedance import LEVELS_MM_H, best_field, member, noise, stratified
 from .forecast import SPACING_TOLERANCE, Forecaster, Steps, close, lead_steps
-from .losses import exceedance_loss
+from .losses import Sums, exceedance_error
 from .motion import Array, motion_field, pysteps
 
 LONGEST_STEP_MINUTES = 15.0
@@ -165,18 +165,18 @@ class LagrangianForecaster(Forecaster):
 
         return AlignedWindows(runs, self.transform, ages=self.ages, leads=self.leads, **options)
 
-    def loss(self, batch: Sample) -> Tensor:
+    def errors(self, batch: Sample, draws: np.random.Generator | None = None) -> Sums:
         """Of all lead times, but in training of a few that are drawn: they are much alike."""
-        chosen = torch.arange(self.future)
-        if self.network.training:
-            chosen = torch.randperm(self.future)[:_LEADS_AN_UPDATE].sort().values
+        chosen = list(range(self.future))
+        if draws is not None:
+            chosen = sorted(draws.permutation(self.future)[:_LEADS_AN_UPDATE].tolist())
         leads = [self.leads[k] for k in chosen]
         drawn = {name: batch[name][:, chosen] for name in ("y", "valid")}
-        return exceedance_loss(self.network(batch["x"], leads), drawn, self.network.guess.levels)
+        return exceedance_error(self.network(batch["x"], leads), drawn, self.network.guess.levels)
 
-    def reference_loss(self, batch: Sample) -> Tensor:
+    def reference_errors(self, batch: Sample) -> Sums:
         guess = self.network(batch["x"], self.leads, guess_only=True)
-        return exceedance_loss(guess, batch, self.network.guess.levels)
+        return exceedance_error(guess, batch, self.network.guess.levels)
 
     def architecture(self) -> dict[str, Any]:
         network, core = self.network, self.network.core

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -14,17 +15,36 @@ from typing import Any
 
 import lightning.pytorch as lightning
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy
+
+from .processes import ALONE, ANSWER_WITHIN, Processes, processes
 
 SAVE_EVERY = 30.0  # seconds
 
 
-def on_device(name: str) -> dict[str, Any]:
-    """What a Trainer takes for torch's name of a device."""
+def on_device(name: str, team: Processes = ALONE) -> dict[str, Any]:
+    """What a Trainer takes for torch's name of a device, and for several processes, whose batches are shares already."""
     kind, _, number = name.partition(":")
-    return {
-        "accelerator": "gpu" if kind == "cuda" else kind,
-        "devices": [int(number)] if kind == "cuda" and number else 1,
-    }
+    accelerator = "gpu" if kind == "cuda" else kind
+    if team.count > 1:
+        strategy = DDPStrategy(timeout=ANSWER_WITHIN)
+        together = {
+            "devices": team.here,
+            "num_nodes": team.nodes,
+            "strategy": strategy,
+            "use_distributed_sampler": False,
+        }
+        return {"accelerator": accelerator, **together}
+    return {"accelerator": accelerator, "devices": [int(number)] if kind == "cuda" and number else 1}
+
+
+def any_of(trainer: lightning.Trainer, decision: bool) -> bool:
+    """Whether one of the processes says so: what only some of them did, the others would wait for for ever."""
+    return bool(trainer.strategy.reduce_boolean_decision(decision, all=False))
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C, heard by all processes after the same update."""
 
 
 class Last(Callback):
@@ -38,25 +58,28 @@ class Last(Callback):
         self.saved = time.monotonic()
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        if time.monotonic() - self.saved > SAVE_EVERY:
+        if any_of(trainer, time.monotonic() - self.saved > SAVE_EVERY):
             self._save(trainer)
 
     def on_validation_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         self._save(trainer)
 
     def on_exception(self, trainer: lightning.Trainer, module: Any, exception: BaseException) -> None:
-        if trainer.global_step and isinstance(exception, KeyboardInterrupt):
+        together = isinstance(exception, Stopped) or trainer.world_size == 1
+        if trainer.global_step and isinstance(exception, KeyboardInterrupt) and together:
             self._save(trainer)
 
 
 class CtrlC(Callback):
     """Ctrl-C ends the training after the update that is under way, so that nothing is half done; a second one at once.
 
-    Where the caller ignores it, as shells do for jobs in the background, so does the training.
+    Where the caller ignores it, as shells do for jobs in the background, so does the training. Of several processes all stop
+    after the same update, whichever was told to.
     """
 
     def __init__(self) -> None:
         self.asked = False
+        self.agent = os.getppid() if processes().by == "torchrun" else None
 
     @contextmanager
     def heard(self) -> Iterator[None]:
@@ -76,13 +99,18 @@ class CtrlC(Callback):
             raise KeyboardInterrupt
         self.asked = True
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if any_of(trainer, self.asked or self._orphaned):
+            self.asked = True
+            raise Stopped
 
-    def on_validation_batch_end(self, *_: Any) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
+    def on_validation_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        self.on_train_batch_end(trainer)
+
+    @property
+    def _orphaned(self) -> bool:
+        """Whether the agent that has started this process is gone, so that a new training may write where this one does."""
+        return self.agent is not None and os.getppid() != self.agent
 
 
 @contextmanager

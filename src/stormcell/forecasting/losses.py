@@ -8,6 +8,9 @@ from torch import Tensor
 
 from ..data.windows import Sample
 
+Sums = tuple[Tensor, Tensor]
+"""Error, and the weight to divide it by: sums over valid pixels, which add up over samples and processes."""
+
 _RAIN_WEIGHT = 4.0  # of two tried and of none the best by validation (docs/log.md)
 # Of the levels 0.1 to 20 mm/h: about one over the entropy of how often they are exceeded in rainy crops, up to ten.
 _LEVEL_WEIGHTS = (1.5, 1.7, 2.1, 2.9, 7.4, 10.0, 10.0)
@@ -20,18 +23,23 @@ def weighted_error(forecast: Tensor, batch: Sample, *, rain: bool) -> tuple[Tens
     return weight * (error**2 + error.abs()), weight
 
 
-def mean_error(forecast: Tensor, batch: Sample, *, rain: bool) -> Tensor:
-    """The loss of plain models: weighted error over weight, of all valid pixels."""
+def summed_error(forecast: Tensor, batch: Sample, *, rain: bool) -> Sums:
+    """The error of plain models: weighted error and weight, of all valid pixels."""
     error, weight = weighted_error(forecast, batch, rain=rain)
-    return error.sum() / weight.sum().clamp(min=1)
+    return error.sum(), weight.sum()
 
 
-def exceedance_loss(logits: Tensor, batch: Sample, levels: Tensor) -> Tensor:
-    """The loss of probabilities of exceedance: weighted cross entropy of the events value ≥ level.
+def exceedance_error(logits: Tensor, batch: Sample, levels: Tensor) -> Sums:
+    """The error of probabilities of exceedance: weighted cross entropy of the events value ≥ level, and the weight.
 
     It is a ranked probability score with logarithms: lowest, on average, for the true distribution.
     """
     weight = logits.new_tensor(_LEVEL_WEIGHTS)[: len(levels)].view(-1, 1, 1)
     event = (batch["y"] >= levels.view(-1, 1, 1)).to(logits.dtype)
     each = nnf.binary_cross_entropy_with_logits(logits, event, reduction="none") * weight
-    return torch.where(batch["valid"], each, 0).sum() / (batch["valid"].sum() * weight.sum()).clamp(min=1)
+    return torch.where(batch["valid"], each, 0).sum(), batch["valid"].sum() * weight.sum()
+
+
+def mean(error: Tensor, weight: Tensor) -> Tensor:
+    """Error over weight; 0 where nothing is valid."""
+    return error / weight.clamp(min=1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -117,7 +117,7 @@ class Tally:
             "rank": max(self.members.values()) + 1,
         }
         sums = {name: np.zeros([sizes[dim] for dim in dims]) for name, dims in _SUMS.items()}
-        rng = np.random.default_rng(len(self.times))
+        rng = np.random.default_rng(abs(int(reference.astype("datetime64[s]").astype(np.int64))))
         for lead, obs in enumerate(truth):
             fields = [row[:, lead] for row in rows.values()]
             valid = np.isfinite(obs)
@@ -137,6 +137,20 @@ class Tally:
             self._add_power(sums, lead, [members[0] for members in fields], obs, valid)
         self.times.append(reference)
         self._sums.append(sums)
+
+    def merged(self, others: Sequence[Tally]) -> Tally:
+        """As if it had had the cases of others too, which have the same settings.
+
+        Raises InputError if a forecaster has not as many members in all of them.
+        """
+        together = replace(self, times=list(self.times), members=dict(self.members), _sums=list(self._sums))
+        for other in others:
+            for name, count in other.members.items():
+                if count != together.members.setdefault(name, count):
+                    raise InputError(f"{name} has {together.members[name]} members in one case and {count} in another")
+            together.times += other.times
+            together._sums += other._sums
+        return together
 
     def _add_values(
         self, sums: Sums, k: int, lead: int, members: Array, truth: Array, valid: npt.NDArray[np.bool_]

@@ -30,10 +30,10 @@ from lightning.pytorch.loggers import CSVLogger
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from .. import __version__
 from ..data.axes import Step, area, common_grid_spacing, grid_spacing
+from ..data.batches import Batches
 from ..data.frames import values, zr_pair
 from ..data.units import Transform
 from ..data.windows import Sample, Split, Windows, common_step, count_windows, split_or_advise
@@ -41,7 +41,9 @@ from ..errors import InputError
 from ..writing import check_writable
 from .forecast import SPACING_TOLERANCE, Forecaster, close, load
 from .loop import CtrlC, Last, on_device, quiet
+from .losses import Sums, mean
 from .models import AUTO, MODELS, kind_for
+from .processes import GO_ON, Processes, check_shares, from_the_first, processes, together
 
 _VALIDATION_SAMPLES = 48
 _VALIDATIONS = 12  # in the time given by `minutes`
@@ -60,7 +62,7 @@ class Recipe:
         past, future: frames that are read, and frames to forecast.
         minutes: stop after so many; epochs: stop after so many (an epoch sees every pixel about once).
         crop: side of the square that is cut from the frames, in pixels.
-        batch: crops an update.
+        batch: crops an update, of all processes together.
         hidden_channels, kernel_size, patch: of the network (see EncoderForecaster); patch None: 4, of lagrangian models 8.
         learning_rate: the highest; it rises over the first 5 % and falls as a cosine to nothing. None: 0.001, for
             lagrangian models 0.015, and with `base` a fifth of that.
@@ -88,32 +90,50 @@ class Recipe:
 class _Training(lightning.LightningModule):
     """What Lightning needs to know: loss, optimizer, schedule."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, batches: Batches) -> None:
         super().__init__()
         self.network, self.recipe, self.identity, self.windows = plan.network, plan.recipe, plan.identity, plan.training
-        self.forecaster = plan.forecaster
+        self.forecaster, self.batches = plan.forecaster, batches
         self.timer: Timer | None = None
+        self.seconds = 0.0  # that all processes agree to have trained
+        self.validated: list[Sums] = []
 
     def training_step(self, batch: Sample, _: int) -> Tensor:
-        loss = self.forecaster.loss(batch)
+        error, weight = self.forecaster.errors(batch, np.random.default_rng([self.recipe.seed, self.global_step]))
+        seconds = self.timer.time_elapsed() if self.timer else 0.0
+        total = self._summed(torch.stack([error.detach(), weight, weight.new_tensor(seconds)]))
+        self.seconds = float(total[2]) / self.trainer.world_size
+        loss = mean(total[0], total[1])
         if not torch.isfinite(loss):
             raise InputError(f"the loss is no longer finite at update {self.global_step}: try a lower --learning-rate")
         self.log("train_loss", loss, on_step=True)
-        return loss
+        return mean(error, total[1]) * self.trainer.world_size  # of whose gradients DDP takes the mean
 
     def validation_step(self, batch: Sample, _: int) -> None:
-        size = len(batch["x"])
-        self.log("val_loss", self.forecaster.loss(batch), batch_size=size)
-        self.log("val_reference", self.forecaster.reference_loss(batch), batch_size=size)
+        self.validated += [self.forecaster.errors(batch), self.forecaster.reference_errors(batch)]
+
+    def on_validation_epoch_end(self) -> None:
+        for k, name in enumerate(("val_loss", "val_reference")):
+            self.log(
+                name, mean(*self._summed(torch.stack([torch.stack(sums) for sums in self.validated[k::2]]).sum(dim=0)))
+            )
+        self.validated.clear()
+
+    def _summed(self, sums: Tensor) -> Tensor:
+        """Over all processes."""
+        return self.trainer.strategy.reduce(sums, reduce_op="sum")
+
+    def on_train_start(self) -> None:
+        self.windows.epoch = self.current_epoch
+        self.batches.done = self.global_step % len(self.batches)
 
     def on_train_epoch_start(self) -> None:
         self.windows.epoch = self.current_epoch
 
     def progress(self) -> float:
         """Share of the training that is done."""
-        if self.timer is not None:
-            assert self.recipe.minutes is not None
-            return min(self.timer.time_elapsed() / (60 * self.recipe.minutes), 1.0)
+        if self.recipe.minutes:
+            return min(self.seconds / (60 * self.recipe.minutes), 1.0)
         return min(self.global_step / max(float(self.trainer.estimated_stepping_batches), 1.0), 1.0)
 
     def configure_optimizers(self) -> Any:
@@ -138,7 +158,7 @@ class _Reporter(Callback):
 
     def __init__(self, *, bar: bool, reference: str) -> None:
         self.best, self.reference, self.name = math.inf, math.nan, reference
-        console = Console(stderr=True)
+        console = Console(stderr=True, quiet=not processes().first)
         columns = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
         self.bar = Progress(*columns, console=console, transient=True, disable=not (bar and console.is_terminal))
         self.task = self.bar.add_task("", total=1)
@@ -171,6 +191,25 @@ class _Reporter(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.reference = state_dict["best"], state_dict["reference"]
+
+
+class _ByTheClock(Callback):
+    """Validates every so many seconds, so that a large archive is validated long before its first epoch is through.
+
+    Lightning has this too, but each process by a clock of its own.
+    """
+
+    def __init__(self, every: float) -> None:
+        self.every = every
+        self.since: float | None = None
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, *_: Any) -> None:
+        if self.since is None:
+            self.since = module.seconds
+        trainer.val_check_batch = 1 if module.seconds - self.since >= self.every else sys.maxsize
+
+    def on_validation_end(self, *_: Any) -> None:
+        self.since = None
 
 
 @dataclass(frozen=True)
@@ -322,7 +361,7 @@ def digest_of(arrays: Iterable[npt.NDArray[Any]]) -> str:
 def dry_run(plan: Plan) -> dict[str, str]:
     """What training would take, measured on one update: windows, parameters, memory, minutes an epoch."""
     recipe = plan.recipe
-    loader = _loader(plan.training, recipe.batch, shuffle=True)
+    loader = Batches(plan.training, recipe.batch, shuffled=True).loader()
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -331,11 +370,11 @@ def dry_run(plan: Plan) -> dict[str, str]:
 
     batch = next(iter(loader))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        plan.forecaster.loss(batch).backward()
+        _update(plan, batch)
     seconds = []
     for _ in range(2):
         began = time.perf_counter()
-        plan.forecaster.loss(batch).backward()
+        _update(plan, batch)
         seconds.append(time.perf_counter() - began)
     plan.network.zero_grad(set_to_none=True)
     parameters = sum(p.numel() for p in plan.network.parameters())
@@ -350,6 +389,10 @@ def dry_run(plan: Plan) -> dict[str, str]:
         + (f"{frames / 2**20:.0f} MB for frames" if plan.training.in_memory else "frames stay on disk"),
         "minutes an epoch": f"{min(seconds) * len(loader) / 60:.1f} (on the CPU)",
     }
+
+
+def _update(plan: Plan, batch: Sample) -> None:
+    mean(*plan.forecaster.errors(batch, np.random.default_rng(plan.recipe.seed))).backward()
 
 
 def check_model_path(path: Path) -> None:
@@ -367,14 +410,36 @@ def train(
     With `resume` an unfinished training of the same frames and recipe goes on from its last checkpoint. KeyboardInterrupt
     is raised again after the best weights so far have been written.
 
-    Raises InputError if `output` cannot be written, or `resume` finds nothing that fits.
+    Where torchrun or SLURM have started several processes, each calls this with the same plan: a batch is split among them, all
+    return the same, and the first one writes.
+
+    Raises InputError if `output` cannot be written, `resume` finds nothing that fits, or a process is lost.
     """
-    output = Path(output)
-    check_model_path(output)
+    output, team = Path(output), processes()
     folder = output.with_suffix(".training")
-    last = folder / "last.ckpt"
+    check_shares(team, batch=plan.recipe.batch, device=plan.recipe.device)
+    if team.first:
+        check_model_path(output)
+        _prepare(folder, plan, resume=resume)
+    reporter = _Reporter(bar=progress, reference=plan.forecaster.reference)
+    with together(GO_ON):
+        updates, interrupted = _fit(plan, folder, reporter, team, resume=resume)
+        best = folder / "best.ckpt"
+        weights = from_the_first(_weights(best) if team.first and best.exists() else None)
+        if weights is not None:
+            forecaster = _best(plan, weights, reporter, updates=updates, command=command)
+            if team.first:
+                forecaster.save(output)
+    if interrupted:
+        raise KeyboardInterrupt
+    if weights is None:
+        raise InputError("training stopped before its first validation: give it more --minutes")
+    return forecaster
+
+
+def _prepare(folder: Path, plan: Plan, *, resume: bool) -> None:
     if resume:
-        _check_resumable(last, plan)
+        _check_resumable(folder / "last.ckpt", plan)
     elif folder.exists():
         earlier = folder.with_suffix(".training.old")
         shutil.rmtree(earlier, ignore_errors=True)
@@ -383,23 +448,13 @@ def train(
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror})") from error
-    reporter = _Reporter(bar=progress, reference=plan.forecaster.reference)
-    updates, interrupted = _fit(plan, folder, reporter, resume=resume)
-    if not (folder / "best.ckpt").exists():
-        if interrupted:
-            raise KeyboardInterrupt
-        raise InputError("training stopped before its first validation: give it more --minutes")
-    forecaster = _best(plan, folder, reporter, updates=updates, command=command)
-    forecaster.save(output)
-    if interrupted:
-        raise KeyboardInterrupt
-    return forecaster
 
 
-def _fit(plan: Plan, folder: Path, reporter: _Reporter, *, resume: bool) -> tuple[int, bool]:
+def _fit(plan: Plan, folder: Path, reporter: _Reporter, team: Processes, *, resume: bool) -> tuple[int, bool]:
     """Run Lightning's loop; returns the number of updates, and whether Ctrl-C ended it."""
     recipe, last = plan.recipe, folder / "last.ckpt"
-    module = _Training(plan)
+    batches = Batches(plan.training, recipe.batch, shuffled=True, rank=team.rank, count=team.count)
+    module = _Training(plan, batches)
     best = ModelCheckpoint(
         folder, "best", monitor="val_loss", save_top_k=1, enable_version_counter=False, save_weights_only=True
     )
@@ -408,13 +463,11 @@ def _fit(plan: Plan, folder: Path, reporter: _Reporter, *, resume: bool) -> tupl
     timing: dict[str, Any] = {"max_epochs": recipe.epochs or (-1 if recipe.minutes else 50)}
     if recipe.minutes:
         module.timer = Timer(timedelta(minutes=recipe.minutes), interval="step", verbose=False)
-        callbacks.insert(0, module.timer)
-        # By the clock, so that a large archive is validated long before its first epoch is through.
-        timing["val_check_interval"] = timedelta(minutes=recipe.minutes / _VALIDATIONS)
-        timing["check_val_every_n_epoch"] = None
+        callbacks = [module.timer, _ByTheClock(60 * recipe.minutes / _VALIDATIONS), *callbacks]
+        timing |= {"val_check_interval": sys.maxsize, "check_val_every_n_epoch": None}
     with quiet(), ctrl_c.heard():
         trainer = lightning.Trainer(
-            **on_device(recipe.device),
+            **on_device(recipe.device, team),
             callbacks=callbacks,
             logger=CSVLogger(folder, name="log"),
             enable_progress_bar=False,
@@ -427,8 +480,8 @@ def _fit(plan: Plan, folder: Path, reporter: _Reporter, *, resume: bool) -> tupl
         try:
             trainer.fit(
                 module,
-                _loader(plan.training, recipe.batch, shuffle=True, seed=recipe.seed),
-                _loader(plan.validation, recipe.batch),
+                batches.loader(),
+                Batches(plan.validation, recipe.batch, rank=team.rank, count=team.count).loader(),
                 ckpt_path=last if resume else None,
                 weights_only=True,
             )
@@ -439,10 +492,15 @@ def _fit(plan: Plan, folder: Path, reporter: _Reporter, *, resume: bool) -> tupl
     return trainer.global_step, ctrl_c.asked
 
 
-def _best(plan: Plan, folder: Path, reporter: _Reporter, *, updates: int, command: str | None) -> Forecaster:
-    checkpoint = torch.load(folder / "best.ckpt", weights_only=True, map_location="cpu")
-    state = {k.removeprefix("network."): v for k, v in checkpoint["state_dict"].items()}
-    plan.network.cpu().load_state_dict(state)
+def _weights(best: Path) -> dict[str, Tensor]:
+    state = torch.load(best, weights_only=True, map_location="cpu")["state_dict"]
+    return {k.removeprefix("network."): v for k, v in state.items()}
+
+
+def _best(
+    plan: Plan, weights: dict[str, Tensor], reporter: _Reporter, *, updates: int, command: str | None
+) -> Forecaster:
+    plan.network.cpu().load_state_dict(weights)
     plan.forecaster.card |= {
         "version": __version__,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -478,8 +536,3 @@ def _check_resumable(last: Path, plan: Plan) -> None:
         raise InputError(f"{last} was made with other frames: give the same DATA, or train without --resume")
     if plan.recipe.epochs is not None and epoch >= plan.recipe.epochs:
         raise InputError(f"{last} is in epoch {epoch + 1} already: give --epochs {epoch + 1} or more")
-
-
-def _loader(windows: Windows, batch: int, *, shuffle: bool = False, seed: int = 0) -> DataLoader[Sample]:
-    generator = torch.Generator().manual_seed(seed)
-    return DataLoader(windows, batch, shuffle=shuffle, generator=generator)

@@ -19,6 +19,7 @@ from ..data.windows import common_step, split_at_gaps
 from ..errors import InputError, reason
 from .baselines import Array, Baseline, baselines_on, check_baselines
 from .forecast import THRESHOLDS_MM_H, Forecaster
+from .processes import AGAIN, gathered, processes, together
 from .tally import Tally
 
 SCALES = (5, 11, 21)
@@ -205,6 +206,9 @@ def hindcast(
 
     `progress` wraps the list of cases, to show a bar. Samples are taken evenly over the cases, not by merit.
 
+    Where torchrun or SLURM have started several processes, each takes its share of the cases, and all return the same: counts
+    as one process has them, sums but for rounding.
+
     Raises InputError if unit, step or grid do not fit the model, if no case is left, or if a baseline cannot be computed.
     """
     transform, units = forecaster.transform, "mm/h" if forecaster.transform.rain else forecaster.transform.units
@@ -252,7 +256,9 @@ def hindcast(
     )
     picks = {(2 * k + 1) * len(fresh) // (2 * sample_count) for k in range(sample_count)}
     samples = []
-    for number, (r, t) in enumerate(progress(fresh)):
+    team = processes()
+    share = slice(team.rank, None, team.count)
+    for number, (r, t) in zip(range(len(fresh))[share], progress(fresh[share])):
         case = runs[r].isel(time=slice(t, t + length))
         past, truth = np.split(_quantity(values(case), case), [forecaster.past])
         fields: dict[str, Array] = {"stormcell": suited[r].fields(past, steps)}
@@ -262,9 +268,12 @@ def hindcast(
         fields |= _forecasts(rivals, past, steps, reference)
         tally.add(reference, truth[scored], {name: field[..., scored, :, :] for name, field in fields.items()})
         if number in picks:
-            samples.append(
-                _sample(case.isel(time=slice(forecaster.past, None)), reference, {"observed": truth, **fields})
-            )
+            future = case.isel(time=slice(forecaster.past, None))
+            samples.append((number, _sample(future, reference, {"observed": truth, **fields})))
+    with together(AGAIN):
+        parts = gathered((tally, samples))
+    tally = parts[0][0].merged([other for other, _ in parts[1:]])
+    found = [numbered for _, some in parts for numbered in some]
     if not tally.pixels:
         raise InputError("no pixel is valid in both truth and forecast: all frames are missing, or never seen")
     first = runs[fresh[0][0]].time.values[0]
@@ -273,7 +282,7 @@ def hindcast(
     scores.attrs["rivals"] = settings
     scores.attrs["left_out_cases"] = left_out
     scores.attrs["left_out_frames"] = int(sum(k.sum() for k in known))
-    return Hindcast(scores, samples)
+    return Hindcast(scores, [sample for _, sample in sorted(found, key=lambda numbered: numbered[0])])
 
 
 def _apart(cases: Sequence[Start], runs: Sequence[xr.DataArray], minutes: float) -> list[Start]:
