@@ -239,6 +239,7 @@ def hindcast(
     scored = np.arange(steps) if leads is None else np.array([lead - 1 for lead in leads])
     if not len(scored) or scored.min() < 0 or scored.max() >= steps:
         raise InputError(f"leads must be steps from 1 to {steps}, not {leads}")
+    wanted = (scored + 1).tolist()
     settings: dict[str, dict[str, Any]] = {}
     if isinstance(against, Mapping):
         rivals = dict(against)
@@ -261,15 +262,14 @@ def hindcast(
     for number, (r, t) in zip(range(len(fresh))[share], progress(fresh[share])):
         case = runs[r].isel(time=slice(t, t + length))
         past, truth = np.split(_quantity(values(case), case), [forecaster.past])
-        fields: dict[str, Array] = {"stormcell": suited[r].fields(past, steps)}
-        if members:
-            fields["ensemble"] = suited[r].ensemble(past, steps, members=members)
         reference = case.time.values[forecaster.past - 1]
-        fields |= _forecasts(rivals, past, steps, reference)
-        tally.add(reference, truth[scored], {name: field[..., scored, :, :] for name, field in fields.items()})
+        theirs = _forecasts(rivals, past, steps, reference)
+        ours = _ours(suited[r], past, wanted, members)
+        tally.add(reference, truth[scored], ours | {name: field[..., scored, :, :] for name, field in theirs.items()})
         if number in picks:
             future = case.isel(time=slice(forecaster.past, None))
-            samples.append((number, _sample(future, reference, {"observed": truth, **fields})))
+            whole = ours if len(wanted) == steps else _ours(suited[r], past, range(1, steps + 1), members)
+            samples.append((number, _sample(future, reference, {"observed": truth, **whole, **theirs})))
     with together(AGAIN):
         parts = gathered((tally, samples))
     tally = parts[0][0].merged([other for other, _ in parts[1:]])
@@ -283,6 +283,11 @@ def hindcast(
     scores.attrs["left_out_cases"] = left_out
     scores.attrs["left_out_frames"] = int(sum(k.sum() for k in known))
     return Hindcast(scores, [sample for _, sample in sorted(found, key=lambda numbered: numbered[0])])
+
+
+def _ours(forecaster: Forecaster, past: Array, steps: Sequence[float], members: int | None) -> dict[str, Array]:
+    fields = {"stormcell": forecaster.fields(past, steps)}
+    return fields if not members else fields | {"ensemble": forecaster.ensemble(past, steps, members=members)}
 
 
 def _apart(cases: Sequence[Start], runs: Sequence[xr.DataArray], minutes: float) -> list[Start]:
