@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pickle
 import subprocess
 import sys
@@ -11,12 +12,19 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 LEVELS = np.random.default_rng(0).integers(0, 120, size=(12, 10)).astype(np.uint8)
 LEVELS[0, :3] = 255
 LEVELS[1, :4] = 0
 TIME = np.datetime64("2016-09-28T14:45", "ns")
 _LAEA = "+proj=laea +lat_0=55.0 +lon_0=10.0 +x_0=1950000.0 +y_0=-2100000.0 +units=m +ellps=WGS84"
+
+
+def needs(module: str) -> None:
+    """Skip a test where a library is not installed. It is not imported: ecCodes would take pyproj's database away."""
+    if importlib.util.find_spec(module) is None:
+        pytest.skip(f"reading it needs {module}")
 
 
 def odim(
@@ -137,8 +145,12 @@ def geotiff(path: Path) -> None:
         file.update_tags(GDAL_METADATA=f"<GDALMetadata>{said}</GDALMetadata>")
 
 
-def grib(path: Path, *, edition: int = 2, mrms: bool = False, name: str = "tprate", messages: int = 1) -> None:
-    """Levels as values; MRMS has -3 where there is no coverage, others a bitmap. In a process of its own, as they are read."""
+def grib(
+    path: Path, *, edition: int = 2, mrms: bool = False, name: str = "tprate", messages: int = 1, steps: str = ""
+) -> None:
+    """Levels as values, accumulated over `steps` ("0-1,1-2", hours) if given; MRMS has -3 where there is no coverage, others a
+    bitmap. In a process of its own, as they are read.
+    """
     code = f"""
 import os, numpy as np, eccodes as e
 levels = np.array({LEVELS.tolist()}, float)
@@ -161,6 +173,10 @@ with open({str(path)!r}, "wb") as file:
             e.codes_set(m, "bitmapPresent", 1)
             e.codes_set(m, "missingValue", 9999.0)
             e.codes_set_values(m, np.where(levels == 255, 9999.0, levels).ravel())
+        if {steps!r}:
+            e.codes_set(m, "stepType", "accum")
+            e.codes_set(m, "dataTime", 0)
+            e.codes_set(m, "stepRange", {steps!r}.split(",")[k])
         e.codes_write(m, file)
 os._exit(0)
 """

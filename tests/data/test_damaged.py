@@ -141,7 +141,7 @@ def test_a_damaged_file(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, name: str, seed: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if name in NEEDS:
-        pytest.importorskip(NEEDS[name], reason=f"reading it needs {NEEDS[name]}")
+        formats.needs(NEEDS[name])
     healthy = tmp_path_factory.getbasetemp() / f"healthy-{name}"
     if not healthy.exists():
         KINDS[name](healthy)

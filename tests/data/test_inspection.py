@@ -89,7 +89,7 @@ def test_models_and_frames_from_the_command_line(tmp_path: Path, capsys: pytest.
 
 @pytest.mark.slow
 def test_every_original_file(real_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("eccodes", reason="GRIB needs ecCodes")
+    formats.needs("eccodes")
     files = sorted(path for path in (real_data / "native").rglob("*") if path.is_file())
     assert len(files) > 200
     for path in files:

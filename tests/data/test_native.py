@@ -13,6 +13,8 @@ from stormcell.data.axes import area
 from stormcell.data.frames import values
 from stormcell.data.units import NO_ECHO_DBZ
 
+from . import formats
+
 # A run of original files, the event they are, and the box of it (rows, columns) where the event is a part of them.
 RUNS = {
     "mch_gif_20150515": ("mch_20150515", None),
@@ -31,7 +33,7 @@ NEEDS = {"mrms_grib2_20190610": "eccodes"}
 @pytest.mark.parametrize("run", RUNS)
 def test_a_run_of_original_files_is_its_event(real_data: Path, run: str) -> None:
     if run in NEEDS:
-        pytest.importorskip(NEEDS[run], reason=f"reading it needs {NEEDS[run]}")
+        formats.needs(NEEDS[run])
     event, box = RUNS[run]
     native, expected = open_frames(real_data / "native" / run), open_frames(real_data / "events" / f"{event}.nc")
     expected = expected.sel(time=native.time)

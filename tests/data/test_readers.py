@@ -118,7 +118,7 @@ def test_geotiff(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("edition", [1, 2])
 def test_grib(tmp_path: Path, edition: int) -> None:
-    pytest.importorskip("eccodes", reason="GRIB needs ecCodes")
+    formats.needs("eccodes")
     formats.grib(tmp_path / "a.grib", edition=edition, name="tp" if edition == 1 else "tprate", messages=3)
     frames = open_frames(tmp_path / "a.grib", units="mm/h")
     holds(frames, np.where(MISSING, np.nan, LEVELS), "mm/h", spacing=0.5)
@@ -126,8 +126,20 @@ def test_grib(tmp_path: Path, edition: int) -> None:
     assert (float(frames.x[0]), float(frames.y[0])) == (-10, 50)
 
 
+def test_amounts_in_grib(tmp_path: Path) -> None:
+    """Over an hour each they are rates; from the beginning of a forecast on they are not taken for it."""
+    formats.needs("eccodes")
+    formats.grib(tmp_path / "a.grib", edition=1, name="tp", messages=2, steps="0-3,3-6")
+    frames = open_frames(tmp_path / "a.grib")
+    np.testing.assert_allclose(first(frames), np.where(MISSING, np.nan, LEVELS * 1000.0 / 3), rtol=1e-5)
+    np.testing.assert_array_equal(frames.time, np.array(["2016-09-28T03", "2016-09-28T06"], "M8[ns]"))
+    formats.grib(tmp_path / "b.grib", edition=1, name="tp", messages=2, steps="0-3,0-6")
+    with pytest.raises(InputError, match="the amounts of tp are over 180 to 360 minutes"):
+        open_frames(tmp_path / "b.grib")
+
+
 def test_mrms(tmp_path: Path) -> None:
-    pytest.importorskip("eccodes", reason="GRIB needs ecCodes")
+    formats.needs("eccodes")
     formats.grib(tmp_path / "a.grib2", mrms=True)
     holds(open_frames(tmp_path / "a.grib2"), np.where(MISSING, np.nan, LEVELS), "mm/h", spacing=0.5)
     with pytest.raises(InputError, match="has no variable 'tp'; it has PrecipRate"):

@@ -55,7 +55,14 @@ def describe(path: Path, variable: str | None) -> Header:
     times = [one["time"] for one in fields]
     if len(set(times)) < len(times):
         raise InputError(f"{path} has several levels or members of {variable} at one time: keep one of them")
+    periods = {one["period"] for one in fields}
+    if len(periods) > 1:
+        raise InputError(
+            f"{path}: the amounts of {variable} are over {min(periods):g} to {max(periods):g} minutes, as from the "
+            "beginning of a forecast on: take the differences of one to the next first"
+        )
     attrs = {
+        "period_minutes": first["period"] or None,
         "units": first["units"],
         "precipitation": first["precipitation"],
         "crs": first["crs"],
@@ -143,6 +150,7 @@ def _about(message: Any, number: int) -> dict[str, Any]:
         "time": np.datetime64(f"{date // 10000:04d}-{date // 100 % 100:02d}-{date % 100:02d}", "m").astype("M8[ns]")
         + np.timedelta64(clock // 100, "h")
         + np.timedelta64(clock % 100, "m"),
+        "period": _minutes(get) if get("stepType") == "accum" else 0.0,
         "missing": _MRMS_NO_COVERAGE if mrms else None,
         "x": x,
         "y": y,
@@ -150,6 +158,16 @@ def _about(message: Any, number: int) -> dict[str, Any]:
         "crs": crs,
         "grid": (len(x), len(y), float(x[0]), float(y[0]), float(x[-1]), float(y[-1])),
     }
+
+
+def _minutes(get: Any) -> float:
+    """Over which an amount was taken."""
+    first, last = get("startStep", 0), get("endStep", 0)
+    unit = {"m": 1, "h": 60, "D": 1440, "s": 1 / 60}.get(
+        str(last)[-1:], {0: 1, 1: 60, 2: 1440}.get(get("stepUnits", 1), 60)
+    )
+    numbers = [float(str(step).rstrip("mhDs")) for step in (first, last)]
+    return (numbers[1] - numbers[0]) * unit
 
 
 def _grid(get: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any], str, str | None]:
