@@ -182,6 +182,7 @@ class Call:
         self.x, self.h, c, self.ih, self.hh, self.ch, self.bias, self.mask, drop_x, drop_h = arguments[:_TENSORS]
         stride, padding, zeros, dilation, activation, recurrent_activation = arguments[_TENSORS:]
         self.dims, self.steps = self.h.ndim - 2, self.x.shape[1]
+        self.names = activation, recurrent_activation
         self.phi, self.rho = _activation(activation), _activation(recurrent_activation)
         padding = tuple(zeros) if padding == "zeros" else padding
         self.form = Form(tuple(stride), padding, tuple(dilation), self.phi.function, self.rho.function)
