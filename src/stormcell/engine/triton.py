@@ -262,5 +262,5 @@ _compute = bptt.compute_with("triton", Call)
 def sequence(
     x: Tensor, state: State, w: Weights, form: Form, mask: Tensor | None = None, drop: Drop | None = None
 ) -> tuple[Tensor, State]:
-    """`reference.sequence`, for the cases that `supports` has nothing against. Outputs share no memory with inputs or each other."""
+    """`reference.sequence`, for what `supports` has nothing against. Outputs share no memory with inputs or each other."""
     return _compute(x, state, w, form, mask, drop)

@@ -1,4 +1,4 @@
-"""The kernels of the Triton engine, and their launchers. Imports triton: triton.py imports it where it is needed, and nobody else.
+"""The kernels of the Triton engine, and their launchers. Imports triton, so that triton.py imports it when it computes.
 
 All tensors are matrices without gaps. A row is a pixel of a sample, r = b·P + p, a column a channel: maps of any number of
 dimensions in channels-last order. A program computes a tile of rows and columns with all four gates of these channels, so
@@ -320,6 +320,8 @@ def _back_kernel(
 
 # --- launchers ---
 
+TILES = 128  # of a fused step at least, if need be small ones: so many multiprocessors a large GPU has
+
 
 class Cell(NamedTuple):
     """What all steps of a call have in common."""
@@ -362,12 +364,12 @@ class Cell(NamedTuple):
 def _launch(kernel: Any, cell: Cell, *, fused: bool, **given: Tensor | None) -> None:
     columns = min(64, max(16, triton.next_power_of_2(cell.hidden)))
     rows = 1024 // columns
-    if fused:  # products want tiles of 16 and more; and there should be a tile for each of some hundred multiprocessors
+    if fused:  # products take tiles of 16 at least
         columns = min(columns, 32)
-        rows = 64 if triton.cdiv(cell.rows, 64) * triton.cdiv(cell.hidden, columns) >= 128 else 16
+        rows = 64 if triton.cdiv(cell.rows, 64) * triton.cdiv(cell.hidden, columns) >= TILES else 16
     grid = (triton.cdiv(cell.rows, rows), triton.cdiv(cell.hidden, columns))
     if cell.rows:
-        kernel[grid](**given, **cell.shared(), ROWS=rows, COLUMNS=columns, INNER=32, num_warps=4)
+        kernel[grid](**given, **cell.shared(), ROWS=rows, COLUMNS=columns, INNER=32, num_warps=4, enable_fp_fusion=True)
 
 
 def step(
@@ -388,8 +390,15 @@ def step(
         _step_kernel,
         cell,
         fused=from_h is None,
-        **{"from_x": from_x, "from_h": from_h, "taps": taps, "used": used},
-        **{"h": h, "c": c, "z_after": z, "h_after": h_after, "c_after": c_after},
+        from_x=from_x,
+        from_h=from_h,
+        taps=taps,
+        used=used,
+        h=h,
+        c=c,
+        z_after=z,
+        h_after=h_after,
+        c_after=c_after,
     )
 
 
@@ -414,6 +423,16 @@ def back(
         _back_kernel,
         cell,
         fused=d_h is None,
-        **{"z": z, "used": used, "c": c, "d_y": d_y, "d_h": d_h, "d_held": d_held, "d_c_after": d_c_after},
-        **{"d_z_next": d_z_next, "taps": taps, "d_z": d_z, "d_c": d_c, "d_held_before": d_held_before},
+        z=z,
+        used=used,
+        c=c,
+        d_y=d_y,
+        d_h=d_h,
+        d_held=d_held,
+        d_c_after=d_c_after,
+        d_z_next=d_z_next,
+        taps=taps,
+        d_z=d_z,
+        d_c=d_c,
+        d_held_before=d_held_before,
     )
