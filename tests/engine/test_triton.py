@@ -23,7 +23,7 @@ from stormcell.engine.case import Case, case_of
 from stormcell.engine.reference import Weights
 
 from .cases import CASES, MASK, Call, Recipe, outcome
-from .test_bptt import in_half, rms, set_blocks
+from .test_bptt import arguments, in_half, rms, set_blocks
 
 ROOT = Path(__file__).parents[2]
 MOST = 4  # times the rounding of the reference in the same precision
@@ -224,11 +224,8 @@ def test_blocks_and_what_is_kept_change_no_number(
 
 @computes
 def test_for_the_backward_outputs_cell_states_and_preactivations_are_kept() -> None:
-    call = on_device(in_half(CASES["plain"].make(torch.float32), torch.bfloat16)).detached()
-    y, _ = triton.sequence(*call)
-    kept = [value for value in y.grad_fn._raw_saved_tensors if value is not None]
-    kept = [value.unpack() if hasattr(value, "unpack") else value for value in kept]
-    cs, z = [value for value in kept if isinstance(value, Tensor)][-2:]
+    call = on_device(in_half(CASES["plain"].make(torch.float32), torch.bfloat16))
+    y, _, _, cs, z = torch.ops.stormcell.triton_train(*arguments(call))
     assert (cs.dtype, z.dtype) == (torch.float32, torch.bfloat16)
     assert (tuple(cs.shape[:3]), tuple(z.shape[:3])) == ((3, 2, 3), (3, 2, 12))
     assert cs.movedim(2, -1).is_contiguous()
@@ -344,8 +341,6 @@ def test_a_compiled_call_has_the_same_numbers_without_graph_breaks(monkeypatch: 
 @pytest.mark.filterwarnings("ignore:.*TRITON_.*:UserWarning")
 @pytest.mark.parametrize("name", ["mask, peepholes", "no input, no bias"])
 def test_operators_do_what_they_say_of_themselves(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from .test_bptt import arguments
-
     choose(monkeypatch, "convolved by torch")
     torch.use_deterministic_algorithms(False)  # opcheck compares what is made twice, bit by bit
     call = on_device(CASES[name].make(torch.float32))
@@ -365,7 +360,10 @@ def compiled_for(*processors: str) -> list[str]:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "tests.engine.compile_kernels", *processors],
-        cwd=ROOT, env=environment, capture_output=True, text=True,
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()

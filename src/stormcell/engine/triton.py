@@ -147,7 +147,6 @@ class Call(bptt.Call):
     @cached_property
     def cell(self) -> Any:
         ch = self.ch if self.ch is None or self.ch.ndim == 1 else self.rows(self.ch).flatten(0, -2)
-        tf32 = self.hh.device.type == "cuda" and _allows_tf32()
         return _kernels().Cell(
             batch=self.h.shape[0],
             hidden=self.h.shape[1],
@@ -155,7 +154,7 @@ class Call(bptt.Call):
             kernel=tuple(self.hh.shape[2:]),
             activation=self.names[0],
             recurrent_activation=self.names[1],
-            precision="tf32" if tf32 else "ieee",
+            precision="tf32" if _allows_tf32() else "ieee",
             bias=self.bias,
             w_c=ch,
         )

@@ -34,12 +34,14 @@ def _activated(z, NAME: tl.constexpr):
         a = tl.where(z >= 0, 1.0, e) / (1.0 + e)
     elif NAME == "tanh":
         # The quotient cancels near zero: there the odd polynomial of Cephes, tanhf.c (test_tiny_values_keep_their_digits)
-        s = z * z
+        is_near = tl.abs(z) < 0.625
+        t = tl.where(is_near, z, 0.0)
+        s = t * t
         near = (-5.70498872745e-3 * s + 2.06390887954e-2) * s - 5.37397155531e-2
-        near = ((near * s + 1.33314422036e-1) * s - 3.33332819422e-1) * s * z + z
+        near = ((near * s + 1.33314422036e-1) * s - 3.33332819422e-1) * s * t + t
         e = tl.exp(-2.0 * tl.abs(z))
         far = (1.0 - e) / (1.0 + e)
-        a = tl.where(tl.abs(z) < 0.625, near, tl.where(z >= 0, far, -far))
+        a = tl.where(is_near, near, tl.where(z >= 0, far, -far))
     elif NAME == "relu":
         a = _above(z, 0.0)
     elif NAME == "hard_sigmoid":
@@ -118,6 +120,13 @@ def _seen(
 
 
 @triton.jit
+def _product(a, b, added, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
+    if WIDEN:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, added, input_precision=PRECISION)
+
+
+@triton.jit
 def _with_bias_and_peepholes(z_i, z_f, z_g, z_o, bias, w_i, w_f, c, columns, there, F):
     if bias is not None:
         z_i += _read(bias, columns, there)
@@ -171,6 +180,7 @@ def _step_kernel(
     PHI: tl.constexpr,
     RHO: tl.constexpr,
     PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     INNER: tl.constexpr,
@@ -192,10 +202,10 @@ def _step_kernel(
             k = first + tl.arange(0, INNER)[:, None]
             w = taps + (tap * F + k) * 4 * F + columns
             known = (k < F) & (columns < F)
-            z_i = tl.dot(seen, tl.load(w, mask=known, other=0.0), z_i, input_precision=PRECISION)
-            z_f = tl.dot(seen, tl.load(w + F, mask=known, other=0.0), z_f, input_precision=PRECISION)
-            z_g = tl.dot(seen, tl.load(w + 2 * F, mask=known, other=0.0), z_g, input_precision=PRECISION)
-            z_o = tl.dot(seen, tl.load(w + 3 * F, mask=known, other=0.0), z_o, input_precision=PRECISION)
+            z_i = _product(seen, tl.load(w, mask=known, other=0.0), z_i, PRECISION, WIDEN)
+            z_f = _product(seen, tl.load(w + F, mask=known, other=0.0), z_f, PRECISION, WIDEN)
+            z_g = _product(seen, tl.load(w + 2 * F, mask=known, other=0.0), z_g, PRECISION, WIDEN)
+            z_o = _product(seen, tl.load(w + 3 * F, mask=known, other=0.0), z_o, PRECISION, WIDEN)
     else:
         z_i += _read(from_h, at_z, there)
         z_f += _read(from_h, at_z + F, there)
@@ -259,6 +269,7 @@ def _back_kernel(
     PHI: tl.constexpr,
     RHO: tl.constexpr,
     PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     INNER: tl.constexpr,
@@ -279,7 +290,7 @@ def _back_kernel(
             )
             k = first + tl.arange(0, INNER)[:, None]
             w = tl.load(taps + (tap * 4 * F + k) * F + columns, mask=(k < 4 * F) & (columns < F), other=0.0)
-            d_shown = tl.dot(seen, w, d_shown, input_precision=PRECISION)
+            d_shown = _product(seen, w, d_shown, PRECISION, WIDEN)
     else:
         d_shown += _read(d_h, at, there)
     if d_held is not None:
@@ -320,6 +331,7 @@ def _back_kernel(
 
 # --- launchers ---
 
+INTERPRETED = not isinstance(_step_kernel, triton.JITFunction)  # it takes bfloat16 for integers in products (3.9)
 TILES = 128  # of a fused step at least, if need be small ones: so many multiprocessors a large GPU has
 
 
@@ -358,6 +370,7 @@ class Cell(NamedTuple):
             "PHI": self.activation,
             "RHO": self.recurrent_activation,
             "PRECISION": self.precision,
+            "WIDEN": INTERPRETED,
         }
 
 
