@@ -121,10 +121,19 @@ FUSED = (  # what the convolution in the kernel is about; the rest is slow in an
 )
 
 
+OF_THE_INPUT = ("stride", "dilation", "valid", "padding")  # torch's work, however it is asked
+
+
+def slow(value: Any) -> Any:
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 def cases() -> Iterator[Any]:
     for way in WAYS:
         for name in CALLS:
-            fast = name != "long" and (way == "convolved by torch" or name in FUSED)
+            fast = name in FUSED or (
+                way == "convolved by torch" and name != "long" and not name.startswith(OF_THE_INPUT)
+            )
             yield pytest.param(name, way, marks=() if fast else pytest.mark.slow)
 
 
@@ -163,7 +172,7 @@ def test_every_activation(recurrent: int, monkeypatch: pytest.MonkeyPatch) -> No
 
 @computes
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", ["plain", "no input, no bias", "mask, peepholes", "shared dropout"])
+@pytest.mark.parametrize("name", ["plain", slow("no input, no bias"), slow("mask, peepholes"), slow("shared dropout")])
 def test_with_weights_in_half_precision(way: str, name: str, dtype: torch.dtype) -> None:
     compare(in_half(CASES[name].make(torch.float32), dtype))
 
@@ -251,7 +260,7 @@ def test_outputs_share_no_memory_with_inputs_or_each_other(way: str) -> None:
 
 
 @computes
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["x", "h", "ch", *map(slow, ("c", "ih", "hh", "bias"))])
 def test_a_gradient_alone_is_that_among_others(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     choose(monkeypatch, "convolved by torch")
     call = on_device(
@@ -339,7 +348,7 @@ def test_a_compiled_call_has_the_same_numbers_without_graph_breaks(monkeypatch: 
 
 @computes
 @pytest.mark.filterwarnings("ignore:.*TRITON_.*:UserWarning")
-@pytest.mark.parametrize("name", ["mask, peepholes", "no input, no bias"])
+@pytest.mark.parametrize("name", [slow("mask, peepholes"), "no input, no bias"])
 def test_operators_do_what_they_say_of_themselves(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     choose(monkeypatch, "convolved by torch")
     torch.use_deterministic_algorithms(False)  # opcheck compares what is made twice, bit by bit
@@ -373,7 +382,7 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     lines = compiled_for("80")
     fused = [line for line in lines if " fused " in line]
-    assert len(fused) >= 4
+    assert len(fused) >= 2
     assert all(line.endswith("True") for line in fused)  # on tensor cores
 
 
