@@ -20,7 +20,7 @@ from stormcell import engine as engines
 from .cases import Case, arrays
 from .peers.ours import module
 
-FACTORS = {"bptt": 4.0, "winograd": 16.0, "auto": 16.0}
+FACTORS = {"bptt": 4.0, "triton": 4.0, "winograd": 16.0, "auto": 16.0}
 PEER_FACTOR = 16.0  # another library may choose any algorithm for a convolution
 _EPS = float(torch.finfo(torch.float32).eps)
 _LARGEST = 2**24  # values of hidden states: float64 autograd keeps some ten arrays of as many

@@ -18,6 +18,8 @@ import xarray as xr  # noqa: E402
 from stormcell.data.synthetic import advected_rain  # noqa: E402
 
 torch.set_num_threads(2)
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported
 REAL_DATA = Path(os.environ.get("STORMCELL_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 

@@ -36,10 +36,10 @@ class AutogradRun:
 
     def numbers(self) -> dict[str, np.ndarray]:
         if self.streaming:
-            return {"y": self.to_ours(self.forward()).numpy()}
+            return {"y": self.to_ours(self.forward()).float().cpu().numpy()}
         y, gradients = self.training_step()
         return {
-            "y": self.to_ours(y.detach()).numpy(),
-            "d_x": self.to_ours(gradients[0]).numpy(),
+            "y": self.to_ours(y.detach()).float().cpu().numpy(),
+            "d_x": self.to_ours(gradients[0]).float().cpu().numpy(),
             "gradients": np.array(sum(g.numel() for g in gradients)),
         }

@@ -22,14 +22,14 @@ def _backward(d_z: Tensor, x: Tensor, weight: Tensor, *, data: bool = False, wei
 
 
 class _Layer:
-    def __init__(self, values: LayerArrays, batch: int, steps: int, size: tuple[int, int]) -> None:
-        self.ih = None if values.ih is None else torch.from_numpy(values.ih)
-        self.hh = torch.from_numpy(values.hh)
+    def __init__(self, values: LayerArrays, batch: int, steps: int, size: tuple[int, int], device: str) -> None:
+        self.ih = None if values.ih is None else torch.from_numpy(values.ih).to(device)
+        self.hh = torch.from_numpy(values.hh).to(device)
         gates, hidden = self.hh.shape[:2]
         if self.ih is not None:
-            self.x = torch.randn(steps * batch, self.ih.shape[1], *size)
-        self.h = torch.randn(steps, batch, hidden, *size)  # time first: a step's block is contiguous
-        self.d_z = torch.randn(steps, batch, gates, *size)
+            self.x = torch.randn(steps * batch, self.ih.shape[1], *size, device=device)
+        self.h = torch.randn(steps, batch, hidden, *size, device=device)  # time first: a step's block is contiguous
+        self.d_z = torch.randn(steps, batch, gates, *size, device=device)
         self.pad = self.hh.shape[-1] // 2
 
     def forward(self) -> None:
@@ -50,15 +50,15 @@ class _Layer:
 class Floor:
     """All convolutions of a case."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, device: str) -> None:
         numbers = arrays(case)
-        self.layers = [_Layer(values, case.batch, case.steps, case.size) for values in numbers.encoder]
-        self.layers += [_Layer(values, case.batch, case.future, case.size) for values in numbers.forecaster]
+        self.layers = [_Layer(values, case.batch, case.steps, case.size, device) for values in numbers.encoder]
+        self.layers += [_Layer(values, case.batch, case.future, case.size, device) for values in numbers.forecaster]
         self.output = None
         if numbers.output is not None:
-            self.output = torch.from_numpy(numbers.output[0])
-            self.read = torch.randn(case.batch * case.future, self.output.shape[1], *case.size)
-            self.d_y = torch.from_numpy(numbers.d_y).flatten(0, 1)
+            self.output = torch.from_numpy(numbers.output[0]).to(device)
+            self.read = torch.randn(case.batch * case.future, self.output.shape[1], *case.size, device=device)
+            self.d_y = torch.from_numpy(numbers.d_y).to(device).flatten(0, 1)
 
     def forward(self) -> None:
         with torch.no_grad():
@@ -79,5 +79,5 @@ class Floor:
         return {}
 
 
-def build(case: Case, variant: str) -> Floor:
-    return Floor(case)
+def build(case: Case, variant: str, device: str = "cpu") -> Floor:
+    return Floor(case, device)

@@ -10,9 +10,9 @@ from .autograd import AutogradRun
 from .keras_net import made
 
 
-def build(case: Case, variant: str) -> AutogradRun:
+def build(case: Case, variant: str, device: str = "cpu") -> AutogradRun:
     net, inputs, d_y = made(case)
-    x, *state = (torch.from_numpy(value) for value in inputs)
+    x, *state = (torch.from_numpy(value).to(device) for value in inputs)
 
     def compute(x: Tensor) -> Tensor:
         return net([x, *state])
@@ -22,4 +22,6 @@ def build(case: Case, variant: str) -> AutogradRun:
         return values[:, 0] if case.streaming else values
 
     parameters = [variable.value for variable in net.trainable_variables]
-    return AutogradRun(compute, x, torch.from_numpy(d_y), parameters, streaming=case.streaming, to_ours=to_ours)
+    return AutogradRun(
+        compute, x, torch.from_numpy(d_y).to(device), parameters, streaming=case.streaming, to_ours=to_ours
+    )

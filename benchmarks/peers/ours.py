@@ -34,27 +34,27 @@ def module(case: Case, numbers: Arrays, *, engine: str, dtype: torch.dtype = tor
     return net
 
 
-def chosen(case: Case) -> str:
+def chosen(case: Case, device: str = "cpu") -> str:
     """The engine that "auto" takes for a case's first layer in training, or for the step of a stream."""
-    layer = ConvLSTM2d(case.in_channels, case.hidden[0], case.kernel)
-    x = torch.zeros(case.batch, case.steps, case.in_channels, *case.size)
-    state = (torch.zeros(case.batch, case.hidden[0], *case.size),) * 2
+    layer = ConvLSTM2d(case.in_channels, case.hidden[0], case.kernel, device=device)
+    x = torch.zeros(case.batch, case.steps, case.in_channels, *case.size, device=device)
+    state = (torch.zeros(case.batch, case.hidden[0], *case.size, device=device),) * 2
     with torch.set_grad_enabled(not case.streaming):
         asked = engine.explain(case_of(x, state, layer._weights("_l0"), layer._form(), None))
     return next(name for name, said in asked.items() if said == "chosen")
 
 
-def build(case: Case, variant: str) -> AutogradRun:
+def build(case: Case, variant: str, device: str = "cpu") -> AutogradRun:
     """A run on the engine `variant`. Raises NotHere with the engine's own reason."""
     reason = engine.engines().get(variant) if variant != "auto" else None
     if reason is not None:
         raise NotHere(reason)
     numbers = arrays(case)
-    model = module(case, numbers, engine=variant)
-    x, d_y = torch.from_numpy(numbers.x), torch.from_numpy(numbers.d_y)
+    model = module(case, numbers, engine=variant).to(device)
+    x, d_y = torch.from_numpy(numbers.x).to(device), torch.from_numpy(numbers.d_y).to(device)
     if case.streaming:
         x, d_y = x[:, 0], d_y[:, 0]
-        state = tuple(torch.from_numpy(value)[None] for value in numbers.state)
+        state = tuple(torch.from_numpy(value)[None].to(device) for value in numbers.state)
 
         def compute(x: Tensor) -> Tensor:
             return model.step(x, state)[0]

@@ -1,7 +1,8 @@
 """The loop that everyone copies: conv(cat[x, h]) → chunk → sigmoid and tanh, one step after the other.
 
 Variants: "eager"; "channels_last" (weights and frames in that memory format); "compile" (torch.compile of the whole loop);
-"compile_step" (of one step, called in a Python loop).
+"compile_step" (of one step, called in a Python loop); "reduce-overhead" and "max-autotune" (modes of torch.compile, of the
+whole loop).
 """
 
 from __future__ import annotations
@@ -95,19 +96,22 @@ def _frames_channels_last(x: Tensor) -> Tensor:
     return x.transpose(-3, -2).transpose(-2, -1).contiguous().transpose(-2, -1).transpose(-3, -2)
 
 
-def build(case: Case, variant: str) -> AutogradRun:
+_MODES = {"compile": None, "reduce-overhead": "reduce-overhead", "max-autotune": "max-autotune"}
+
+
+def build(case: Case, variant: str, device: str = "cpu") -> AutogradRun:
     """A run of the loop, or of the cell where the case streams."""
     numbers = arrays(case)
     if (
         variant == "compile_step"
     ):  # every layer's cell is one piece of code, compiled for each size, first and later steps
         torch._dynamo.config.recompile_limit = 64
-    x, d_y = torch.from_numpy(numbers.x), torch.from_numpy(numbers.d_y)
+    x, d_y = torch.from_numpy(numbers.x).to(device), torch.from_numpy(numbers.d_y).to(device)
     last = variant == "channels_last"
     if last:
         x, d_y = _frames_channels_last(x), _frames_channels_last(d_y)
     if case.streaming:
-        h, c = (torch.from_numpy(value) for value in numbers.state)
+        h, c = (torch.from_numpy(value).to(device) for value in numbers.state)
         if last:
             h, c = (value.contiguous(memory_format=torch.channels_last) for value in (h, c))
         model: nn.Module = Cell(numbers.encoder[0])
@@ -116,11 +120,12 @@ def build(case: Case, variant: str) -> AutogradRun:
         model = Net(case, compile_step=variant == "compile_step")
     else:
         model = Loop(numbers.encoder[0], compile_step=variant == "compile_step")
+    model = model.to(device)
     if last:
         model = model.to(memory_format=torch.channels_last)
     parameters = list(model.parameters())
-    if variant == "compile" or (case.streaming and variant == "compile_step"):
-        model = torch.compile(model, fullgraph=True, dynamic=False)
+    if variant in _MODES or (case.streaming and variant == "compile_step"):
+        model = torch.compile(model, fullgraph=True, dynamic=False, mode=_MODES.get(variant))
 
     def compute(x: Tensor) -> Tensor:
         if case.streaming:

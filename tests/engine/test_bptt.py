@@ -302,10 +302,10 @@ def test_at_its_worst_it_holds_a_few_blocks_besides(kept: int, monkeypatch: pyte
     set_blocks(monkeypatch, step_bytes(call), block=2, kept=kept)
     unit = call.state[0].nbytes
     with torch.no_grad(), Bytes() as counter:  # the operators' own functions: a mode does not see into an operator
-        y, h, c, cs, memory = bptt._train(*arguments(call))
+        y, h, c, cs, memory = bptt._train(bptt.Call, *arguments(call))
         assert counter.peak / unit <= 20 + 20 + 5 * kept + 2 + 2 * 4 + (5 + 4) + 5
         counter.peak, before = 0, counter.count()
-        gradients = bptt._backward(y, h, c, y, cs, memory, [True] * 7, *arguments(call))
+        gradients = bptt._backward(bptt.Call, y, h, c, y, cs, memory, [True] * 7, *arguments(call))
         needed = sum(value.nbytes for value in gradients) / unit
         again = 2 * (4 + 4 + 1 + 1 + 5) if kept == 0 else 0
         assert (counter.peak - before) / unit <= needed + 2 * 4 + max(again, 2 * 5 + 9)

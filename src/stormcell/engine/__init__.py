@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from . import bptt, reference, winograd
+from . import bptt, reference, triton, winograd
 from .case import Case, case_of
 from .reference import Drop, Form, State, Weights, state_size
 
@@ -35,7 +35,8 @@ __all__ = [
     "state_size",
 ]
 
-_ENGINES: dict[str, ModuleType] = {"winograd": winograd, "bptt": bptt, "reference": reference}  # fastest first
+# fastest first
+_ENGINES: dict[str, ModuleType] = {"winograd": winograd, "triton": triton, "bptt": bptt, "reference": reference}
 _default = "auto"
 
 

@@ -5,13 +5,17 @@ steps at once: the input convolution, and the gradients of weights and frames. F
 of the last steps as far as `KEPT_BYTES` goes; those of the steps before are computed anew, a block at a time, which costs up
 to a third of a training step. Operators of torch.library, so that torch.compile passes over them; a backward that is itself
 differentiated goes through the reference.
+
+What a step is computed with, and how memory lies, are methods of `Call`: another engine changes these (triton.py), and
+`compute_with` makes its operators.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -166,8 +170,10 @@ class _Convolution:
         return self._gradients(d_z, seen, [False, True])[1]
 
 
-class _Call:
-    """The operators' arguments in their order, and what follows from them."""
+class Call:
+    """The operators' arguments in their order, what follows from them, and the steps, in torch's operators."""
+
+    maps_of_step = 5  # what the backward needs of a step: z of i, f, g, o, and φ(c')
 
     def __init__(self, *arguments: Any) -> None:
         self.x: Tensor  # (B, T, C, *frame)
@@ -176,6 +182,7 @@ class _Call:
         self.x, self.h, c, self.ih, self.hh, self.ch, self.bias, self.mask, drop_x, drop_h = arguments[:_TENSORS]
         stride, padding, zeros, dilation, activation, recurrent_activation = arguments[_TENSORS:]
         self.dims, self.steps = self.h.ndim - 2, self.x.shape[1]
+        self.names = activation, recurrent_activation
         self.phi, self.rho = _activation(activation), _activation(recurrent_activation)
         padding = tuple(zeros) if padding == "zeros" else padding
         self.form = Form(tuple(stride), padding, tuple(dilation), self.phi.function, self.rho.function)
@@ -185,8 +192,8 @@ class _Call:
         self.differentiable = dict(zip(_DIFFERENTIABLE, arguments))
         self.channels = -self.dims - 1  # the axis, from the end
         self.all_but_channels = (0, 1, *range(3, self.dims + 3))  # axes of d_z (n, B, 4F, *S)
-        values = 5 * math.prod(self.h.shape)
-        self.step_bytes = torch.sym_max(values * self.precise.itemsize, 1)  # of z and φ(c'); a batch may be empty
+        values = self.maps_of_step * math.prod(self.h.shape)
+        self.step_bytes = torch.sym_max(values * self.step_dtype.itemsize, 1)  # a batch may be empty
 
     @cached_property
     def of_x(self) -> _Convolution | None:
@@ -206,7 +213,13 @@ class _Call:
         return (self.ch if self.ch.ndim > 1 else self.ch.view(-1, *(1,) * self.dims)).to(self.precise).chunk(3)
 
     @property
+    def step_dtype(self) -> torch.dtype:
+        """Of what the backward needs of a step."""
+        return self.precise
+
+    @property
     def kept_steps(self) -> int:
+        """Of which the gates are kept for the backward."""
         return torch.sym_min(self.steps, KEPT_BYTES // self.step_bytes)
 
     def split(self, z: Tensor) -> list[Tensor]:
@@ -214,10 +227,23 @@ class _Call:
         hidden = self.h.shape[1]
         return list(z.split([2 * hidden, *[hidden] * (z.shape[self.channels] // hidden - 2)], self.channels))
 
-    def memory(self, steps: int) -> Tensor:
-        """Memory for what a step makes: z of i, f, g, o, and φ(c'). (n, B, 5F, *S)."""
+    def maps(self, steps: int, of_each: int, dtype: torch.dtype) -> Tensor:
+        """Memory for so many states of some steps, (n, B, of_each · F, *S)."""
         batch, hidden, *size = self.h.shape
-        return self.hh.new_empty((steps, batch, 5 * hidden, *size), dtype=self.precise)
+        return self.hh.new_empty((steps, batch, of_each * hidden, *size), dtype=dtype)
+
+    def memory(self, steps: int) -> Tensor:
+        """Memory for what the backward needs of some steps, (n, B, 5F, *S)."""
+        return self.maps(steps, self.maps_of_step, self.step_dtype)
+
+    def outputs(self) -> Tensor:
+        """Memory for y, (B, T, F, *S)."""
+        batch, hidden, *size = self.h.shape
+        return self.hh.new_empty((batch, self.steps, hidden, *size))
+
+    def frames(self, first: int, last: int) -> Tensor:
+        """x of a block, (n, B, C, *frame)."""
+        return self.x[:, first:last].transpose(0, 1)
 
     def blocks(self, first: int, last: int) -> Iterator[tuple[int, int]]:
         """First step and the one after the last of each block of steps."""
@@ -228,6 +254,69 @@ class _Call:
     def used(self, t: int) -> Tensor | None:
         return None if self.mask is None else self.mask[:, t].view(-1, *(1,) * (self.dims + 1))
 
+    def device(self) -> AbstractContextManager[Any]:
+        """Where kernels of our own are launched."""
+        return nullcontext()
+
+    def of_inputs(self, first: int, last: int) -> Tensor | None:
+        """The input's part of the pre-activations of a block, (n, B, 4F, *S), with the bias where it costs nothing."""
+        if self.of_x is None:
+            return None
+        bias = None if self.bias is None or self.precise != self.hh.dtype else self.bias.to(self.precise)
+        return self.of_x(self.frames(first, last), bias)
+
+    def step(
+        self,
+        t: int,
+        from_x: Tensor | None,
+        h: Tensor,
+        c: Tensor,
+        z: Tensor | None,
+        h_after: Tensor,
+        c_after: Tensor | None,
+    ) -> Tensor:
+        """Step t: h and c (B, F, *S) before it → c after it. Writes h_after, and c_after and z (B, 5F, *S) where given."""
+        z = self.scratch if z is None else z
+        _preactivations(self, None if from_x is None else from_x.unsqueeze(0), h.unsqueeze(0), z.unsqueeze(0))
+        c_after = _step(self, z, c, h_after, c_after)
+        used = self.used(t)
+        if used is not None:
+            torch.where(used, c_after, c, out=c_after)
+            h_after.copy_(torch.where(used, h_after, h))
+        return c_after
+
+    @cached_property
+    def scratch(self) -> Tensor:
+        """For what the backward needs of a step and nobody keeps."""
+        return self.memory(1)[0]
+
+    def again(self, kept: Kept, first: int, last: int) -> Tensor:
+        """What `step` made of z in a block and nobody kept, (n, B, 5F, *S)."""
+        z = self.memory(last - first)
+        _preactivations(self, self.of_inputs(first, last), kept.h(first, last), z)
+        i_f, g, o, a = self.split(z)
+        if self.peepholes is not None:
+            _peep(self, i_f, kept.c(first, last))
+            _peep_after(self, o, kept.cs[first:last])
+        for activation, gate in ((self.rho, i_f), (self.phi, g), (self.rho, o)):
+            activation.over(gate)
+        self.phi.into(kept.cs[first:last], a)
+        return z
+
+    def back(
+        self,
+        kept: Kept,
+        first: int,
+        last: int,
+        d_y: Tensor | None,
+        d_h: Tensor,
+        d_c: Tensor,
+        d_z: Tensor,
+        by_start: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """d_h and d_c (B, F, *S) after a block → those before it. Writes d_z (n, B, 4F, *S), in the precision of weights."""
+        return _through_time(kept, first, last, d_y, d_h, d_c, d_z, by_start)
+
 
 def _precise(*values: Tensor | None) -> torch.dtype:
     """In which gates and the cell state are computed: the widest of what they are made of."""
@@ -237,16 +326,7 @@ def _precise(*values: Tensor | None) -> torch.dtype:
     return widest
 
 
-def _of_inputs(call: _Call, first: int, last: int) -> Tensor | None:
-    """The input's part of the pre-activations of a block, (n, B, 4F, *S), with the bias where it costs nothing."""
-    of_x = call.of_x
-    if of_x is None:
-        return None
-    bias = None if call.bias is None or call.precise != call.hh.dtype else call.bias.to(call.precise)
-    return of_x(call.x[:, first:last].transpose(0, 1), bias)
-
-
-def _preactivations(call: _Call, from_x: Tensor | None, h: Tensor, out: Tensor) -> None:
+def _preactivations(call: Call, from_x: Tensor | None, h: Tensor, out: Tensor) -> None:
     """z (n, B, 4F, *S) into the first channels of `out`, without peepholes, from h before each step (n, B, F, *S).
 
     The two convolutions are added in the precision of weights, as the reference does.
@@ -261,19 +341,19 @@ def _preactivations(call: _Call, from_x: Tensor | None, h: Tensor, out: Tensor) 
         z += call.bias.view(-1, *(1,) * call.dims)
 
 
-def _peep(call: _Call, i_f: Tensor, c: Tensor) -> None:
+def _peep(call: Call, i_f: Tensor, c: Tensor) -> None:
     """Add what i and f see of the cell state, all (…, F, *S)."""
     if call.peepholes is not None:
         for gate, w_c in zip(i_f.chunk(2, call.channels), call.peepholes):
             gate.addcmul_(w_c, c)
 
 
-def _peep_after(call: _Call, o: Tensor, c_after: Tensor) -> None:
+def _peep_after(call: Call, o: Tensor, c_after: Tensor) -> None:
     if call.peepholes is not None:
         o.addcmul_(call.peepholes[2], c_after)
 
 
-def _step(call: _Call, z: Tensor, c: Tensor, h_after: Tensor, c_after: Tensor | None) -> Tensor:
+def _step(call: Call, z: Tensor, c: Tensor, h_after: Tensor, c_after: Tensor | None) -> Tensor:
     """z (B, 5F, *S), and c (B, F, *S) before the step → c after it. Writes h_after; z becomes what the backward needs."""
     rho, phi = call.rho, call.phi
     i_f, g, o, a = call.split(z)
@@ -286,24 +366,17 @@ def _step(call: _Call, z: Tensor, c: Tensor, h_after: Tensor, c_after: Tensor | 
     return c_after
 
 
-def _forward(call: _Call, cs: Tensor | None, kept: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(call: Call, cs: Tensor | None, kept: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """y (B, T, F, *S), and h and c after the last step; where memory is given c of all steps, and z of the last ones."""
-    batch, hidden, *size = call.h.shape
-    y = call.hh.new_empty((batch, call.steps, hidden, *size))
-    scratch = call.memory(1)
+    y = call.outputs()
     unkept = call.steps - (0 if kept is None else kept.shape[0])
     h, c = call.h, call.c
     for first, last in call.blocks(0, call.steps):
-        from_x = _of_inputs(call, first, last)
+        from_x = call.of_inputs(first, last)
         for t in range(first, last):
-            now = slice(t - first, t - first + 1)
-            z = scratch if kept is None or t < unkept else kept[t - unkept : t - unkept + 1]
-            _preactivations(call, None if from_x is None else from_x[now], h.unsqueeze(0), z)
-            c_after = _step(call, z[0], c, y[:, t], None if cs is None else cs[t])
-            used = call.used(t)
-            if used is not None:
-                torch.where(used, c_after, c, out=c_after)
-                y[:, t] = torch.where(used, y[:, t], h)
+            z = None if kept is None or t < unkept else kept[t - unkept]
+            now = None if from_x is None else from_x[t - first]
+            c_after = call.step(t, now, h, c, z, y[:, t], None if cs is None else cs[t])
             h, c = y[:, t], c_after
     return y, _copy(h), _copy(c)
 
@@ -312,23 +385,9 @@ def _copy(value: Tensor) -> Tensor:
     return value.new_empty(value.shape).copy_(value)
 
 
-def _infer(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    with torch.autocast(arguments[0].device.type, enabled=False):
-        return _forward(_Call(*arguments), None, None)
-
-
-def _kept_memory(call: _Call) -> tuple[Tensor, Tensor]:
+def _kept_memory(call: Call) -> tuple[Tensor, Tensor]:
     """Memory for c of all steps (T, B, F, *S), and z of the last ones (K, B, 5F, *S)."""
-    batch, hidden, *size = call.h.shape
-    cs = call.hh.new_empty((call.steps, batch, hidden, *size), dtype=call.precise)
-    return cs, call.memory(call.kept_steps)
-
-
-def _train(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    call = _Call(*arguments)
-    cs, kept = _kept_memory(call)
-    with torch.autocast(call.x.device.type, enabled=False):
-        return (*_forward(call, cs, kept), cs, kept)
+    return call.maps(call.steps, 1, call.precise), call.memory(call.kept_steps)
 
 
 # The backward, of a block of n steps from `first` to before `last`:
@@ -340,21 +399,32 @@ def _train(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 #   d_v     gradient of a value v; d_z            (n, B, 4F, *S)
 
 
-class _Kept(NamedTuple):
+class Kept(NamedTuple):
     """What the forward left to the backward."""
 
-    call: _Call
+    call: Call
     y: Tensor  # (B, T, F, *S)
     cs: Tensor  # (T, B, F, *S)
     kept: Tensor  # (K, B, 5F, *S): z of the last K steps
 
     def h(self, first: int, last: int) -> Tensor:
         """h before each step of a block, (n, B, F, *S)."""
-        return _before(self.call.h, self.y.transpose(0, 1), first, last)
+        return self._before(self.call.h, self.y.transpose(0, 1), first, last)
 
     def c(self, first: int, last: int) -> Tensor:
         """c before each step of a block, (n, B, F, *S)."""
-        return _before(self.call.c, self.cs, first, last)
+        return self._before(self.call.c, self.cs, first, last)
+
+    def _before(self, start: Tensor, states: Tensor, first: int, last: int) -> Tensor:
+        """States (T, B, F, *S) before each step of a block, that before the first step being `start`."""
+        if first:
+            return states[first - 1 : last - 1]
+        if last == 1:
+            return start.unsqueeze(0)
+        result = self.call.maps(last, 1, states.dtype)
+        result[0] = start
+        result[1:] = states[: last - 1]
+        return result
 
     def blocks(self) -> list[tuple[int, int]]:
         """From the last to the first; of each block either all or nothing was kept."""
@@ -366,26 +436,10 @@ class _Kept(NamedTuple):
         call, unkept = self.call, self.call.steps - self.kept.shape[0]
         if first >= unkept:
             return self.kept[first - unkept : last - unkept]
-        z = call.memory(last - first)
-        _preactivations(call, _of_inputs(call, first, last), self.h(first, last), z)
-        i_f, g, o, a = call.split(z)
-        if call.peepholes is not None:
-            _peep(call, i_f, self.c(first, last))
-            _peep_after(call, o, self.cs[first:last])
-        for activation, gate in ((call.rho, i_f), (call.phi, g), (call.rho, o)):
-            activation.over(gate)
-        call.phi.into(self.cs[first:last], a)
-        return z
+        return call.again(self, first, last)
 
 
-def _before(start: Tensor, states: Tensor, first: int, last: int) -> Tensor:
-    """States (T, B, F, *S) before each step of a block, that before the first step being `start`."""
-    if first:
-        return states[first - 1 : last - 1]
-    return start.unsqueeze(0) if last == 1 else torch.cat([start.unsqueeze(0), states[: last - 1]])
-
-
-def _step_back(call: _Call, z: Tensor, c: Tensor, c_after: Tensor, d_h: Tensor, d_c: Tensor, d_z: Tensor) -> Tensor:
+def _step_back(call: Call, z: Tensor, c: Tensor, c_after: Tensor, d_h: Tensor, d_c: Tensor, d_z: Tensor) -> Tensor:
     """d_h and d_c after a step → d_c before it, all (B, F, *S). Writes d_z (B, 4F, *S).
 
     c' = ρ(i) φ(g) + ρ(f) c, h' = ρ(o) φ(c')
@@ -414,7 +468,7 @@ def _step_back(call: _Call, z: Tensor, c: Tensor, c_after: Tensor, d_h: Tensor, 
 
 
 def _through_time(
-    kept: _Kept, first: int, last: int, d_y: Tensor | None, d_h: Tensor, d_c: Tensor, d_z: Tensor, by_start: bool
+    kept: Kept, first: int, last: int, d_y: Tensor | None, d_h: Tensor, d_c: Tensor, d_z: Tensor, by_start: bool
 ) -> tuple[Tensor, Tensor]:
     """d_h and d_c (B, F, *S) after a block → those before it. Writes d_z (n, B, 4F, *S), in the precision of weights."""
     call, z, of_h = kept.call, kept.z(first, last), kept.call.of_h
@@ -437,7 +491,7 @@ def _through_time(
     return d_h, d_c
 
 
-def _add_peepholes(kept: _Kept, first: int, last: int, d_z: Tensor, d_ch: Tensor) -> None:
+def _add_peepholes(kept: Kept, first: int, last: int, d_z: Tensor, d_ch: Tensor) -> None:
     call = kept.call
     c, c_after = kept.c(first, last), kept.cs[first:last]
     d_i, d_f, _, d_o = d_z.chunk(4, call.channels)
@@ -446,13 +500,13 @@ def _add_peepholes(kept: _Kept, first: int, last: int, d_z: Tensor, d_ch: Tensor
         part += (d_gate * state).sum(axes)
 
 
-def _add_block(kept: _Kept, first: int, last: int, d_z: Tensor, sums: dict[str, Tensor]) -> None:
+def _add_block(kept: Kept, first: int, last: int, d_z: Tensor, sums: dict[str, Tensor]) -> None:
     """Add what d_z (n, B, 4F, *S) of a block says of weights and frames."""
     call, of_h, of_x = kept.call, kept.call.of_h, kept.call.of_x
     if "hh" in sums:
         sums["hh"] += of_h.by_weight(d_z, of_h.see(kept.h(first, last)))
     if of_x is not None:
-        x = call.x[:, first:last].transpose(0, 1)
+        x = call.frames(first, last)
         seen = of_x.see(x) if "ih" in sums else of_x.memory(x)
         if "ih" in sums:
             sums["ih"] += of_x.by_weight(d_z, seen)
@@ -464,31 +518,31 @@ def _add_block(kept: _Kept, first: int, last: int, d_z: Tensor, sums: dict[str, 
         _add_peepholes(kept, first, last, d_z, sums["ch"])
 
 
-def _needed(call: _Call, by: Sequence[bool]) -> dict[str, Tensor]:
+def _needed(call: Call, by: Sequence[bool]) -> dict[str, Tensor]:
     """The arguments whose gradients are needed."""
     return {name: value for needed, (name, value) in zip(by, call.differentiable.items()) if needed}
 
 
-def _sum_dtype(call: _Call, name: str) -> torch.dtype:
+def _sum_dtype(call: Call, name: str) -> torch.dtype:
     """Gradients of weights are summed over blocks."""
     return call.x.dtype if name == "x" else call.precise
 
 
 def _gradients(
-    kept: _Kept, d_y: Tensor | None, d_h: Tensor | None, d_c: Tensor | None, by: Sequence[bool]
+    kept: Kept, d_y: Tensor | None, d_h: Tensor | None, d_c: Tensor | None, by: Sequence[bool]
 ) -> list[Tensor]:
     """Gradients of those of the first arguments that `by` names."""
     call = kept.call
     needed = _needed(call, by)
-    sums = {name: value.new_zeros(value.shape, dtype=_sum_dtype(call, name)) for name, value in needed.items()}
+    sums = {name: torch.zeros_like(value, dtype=_sum_dtype(call, name)) for name, value in needed.items()}
     d_h = torch.zeros_like(call.h) if d_h is None else d_h
     d_c = torch.zeros_like(kept.cs[0]) if d_c is None else d_c
     blocks = kept.blocks()
     longest = max(last - first for first, last in blocks)
-    memory = call.hh.new_empty((longest, call.h.shape[0], *call.hh.shape[:1], *call.h.shape[2:]))
+    memory = call.maps(longest, 4, call.hh.dtype)
     for first, last in blocks:
         d_z = memory[: last - first]
-        d_h, d_c = _through_time(kept, first, last, d_y, d_h, d_c, d_z, "h" in sums)
+        d_h, d_c = call.back(kept, first, last, d_y, d_h, d_c, d_z, "h" in sums)
         _add_block(kept, first, last, d_z, sums)
     for name, value in (("h", d_h), ("c", d_c)):
         if name in sums:
@@ -496,30 +550,7 @@ def _gradients(
     return [sums[name].to(value.dtype) for name, value in needed.items()]
 
 
-def _backward(*arguments: Any) -> list[Tensor]:
-    d_y, d_h, d_c, y, cs, kept, by, *rest = arguments
-    call = _Call(*rest)
-    with torch.autocast(call.x.device.type, enabled=False):
-        return _gradients(_Kept(call, y, cs, kept), d_y, d_h, d_c, by)
-
-
 # The operators
-
-
-def _fake_infer(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    call = _Call(*arguments)
-    batch, hidden, *size = call.h.shape
-    y = call.hh.new_empty((batch, call.steps, hidden, *size))
-    return y, call.hh.new_empty(call.h.shape), call.hh.new_empty(call.h.shape, dtype=call.precise)
-
-
-def _fake_train(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return (*_fake_infer(*arguments), *_kept_memory(_Call(*arguments)))
-
-
-def _fake_backward(*arguments: Any) -> list[Tensor]:
-    *_, by, call = (*arguments[:7], _Call(*arguments[7:]))
-    return [value.new_empty(value.shape) for value in _needed(call, by).values()]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -530,35 +561,114 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, d_y: Tensor | None, d_h: Tensor | None, d_c: Tensor | None, *_: None) -> tuple[Any, ...]:
+@contextmanager
+def _called(kind: type[Call], arguments: Sequence[Any]) -> Iterator[Call]:
+    call = kind(*arguments)
+    with torch.autocast(call.x.device.type, enabled=False), call.device():
+        yield call
+
+
+def _infer(kind: type[Call], *arguments: Any) -> tuple[Tensor, ...]:
+    with _called(kind, arguments) as call:
+        return _forward(call, None, None)
+
+
+def _train(kind: type[Call], *arguments: Any) -> tuple[Tensor, ...]:
+    with _called(kind, arguments) as call:
+        cs, kept = _kept_memory(call)
+        return (*_forward(call, cs, kept), cs, kept)
+
+
+def _backward(kind: type[Call], *arguments: Any) -> list[Tensor]:
+    d_y, d_h, d_c, y, cs, kept, by, *rest = arguments
+    with _called(kind, rest) as call:
+        return _gradients(Kept(call, y, cs, kept), d_y, d_h, d_c, by)
+
+
+def _fake_infer(kind: type[Call], *arguments: Any) -> tuple[Tensor, ...]:
+    call = kind(*arguments)
+    return call.outputs(), call.hh.new_empty(call.h.shape), call.hh.new_empty(call.h.shape, dtype=call.precise)
+
+
+def _fake_train(kind: type[Call], *arguments: Any) -> tuple[Tensor, ...]:
+    return (*_fake_infer(kind, *arguments), *_kept_memory(kind(*arguments)))
+
+
+def _fake_backward(kind: type[Call], *arguments: Any) -> list[Tensor]:
+    *_, by, call = (*arguments[:7], kind(*arguments[7:]))
+    return [torch.empty_like(value) for value in _needed(call, by).values()]
+
+
+def _differentiate(
+    name: str, ctx: Any, d_y: Tensor | None, d_h: Tensor | None, d_c: Tensor | None, *_: None
+) -> tuple[Any, ...]:
     *tensors, y, cs, kept = ctx.saved_tensors
     arguments = (*tensors, *ctx.others)
     by = list(ctx.needs_input_grad[: len(_DIFFERENTIABLE)])
     by[0] = by[0] and arguments[3] is not None  # without a kernel for it, x has no say
     rest = (None,) * (len(arguments) - len(by))
     if torch.is_grad_enabled():  # create_graph=True
-        call = _Call(*arguments)
+        call = Call(*arguments)
         return (*reference.gradients(tensors[: len(by)], call.form, call.mask, call.drop, (d_y, d_h, d_c), by), *rest)
-    values = iter(torch.ops.stormcell.bptt_backward(d_y, d_h, d_c, y, cs, kept, by, *arguments))
+    values = iter(getattr(torch.ops.stormcell, f"{name}_backward")(d_y, d_h, d_c, y, cs, kept, by, *arguments))
     return (*(next(values) if needed else None for needed in by), *rest)
 
 
-operator("bptt_infer", _infer, f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)", fake=_fake_infer)
-operator(
-    "bptt_train",
-    _train,
-    f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    fake=_fake_train,
-    backward=_differentiate,
-    keep=_keep,
-)
-operator(
-    "bptt_backward",
-    _backward,
-    "(Tensor? d_y, Tensor? d_h_last, Tensor? d_c_last, Tensor y, Tensor cs, Tensor kept, bool[] by, "
-    f"{_ARGUMENTS}) -> Tensor[]",
-    fake=_fake_backward,
-)
+def compute_with(name: str, kind: type[Call]) -> Callable[..., tuple[Tensor, State]]:
+    """Make the operators NAME_infer, NAME_train and NAME_backward, whose steps are those of `kind` → a `sequence`."""
+    operator(
+        f"{name}_infer",
+        partial(_infer, kind),
+        f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
+        fake=partial(_fake_infer, kind),
+    )
+    operator(
+        f"{name}_train",
+        partial(_train, kind),
+        f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+        fake=partial(_fake_train, kind),
+        backward=partial(_differentiate, name),
+        keep=_keep,
+    )
+    operator(
+        f"{name}_backward",
+        partial(_backward, kind),
+        "(Tensor? d_y, Tensor? d_h_last, Tensor? d_c_last, Tensor y, Tensor cs, Tensor kept, bool[] by, "
+        f"{_ARGUMENTS}) -> Tensor[]",
+        fake=partial(_fake_backward, kind),
+    )
+    infers, trains = (getattr(torch.ops.stormcell, f"{name}_{part}") for part in ("infer", "train"))
+
+    def sequence(
+        x: Tensor, state: State, w: Weights, form: Form, mask: Tensor | None = None, drop: Drop | None = None
+    ) -> tuple[Tensor, State]:
+        h, c = state
+        ih, hh = w.ih, w.hh
+        if autocasts(x.device.type):
+            x, h, ih, hh = (_autocast(value) for value in (x, h, ih, hh))
+        drop = Drop() if drop is None else drop
+        padding, zeros = (form.padding, ()) if isinstance(form.padding, str) else ("zeros", form.padding)
+        arguments = (
+            *(x, h, c, ih, hh, w.ch, w.bias, mask, drop.inputs, drop.recurrent),
+            *(form.stride, padding, zeros, form.dilation, name_of(form.activation), name_of(form.recurrent_activation)),
+        )
+        if torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in arguments[:7]):
+            y, h, c, _, _ = trains(*arguments)
+        else:
+            y, h, c = infers(*arguments)
+        return y, (h, c)
+
+    return sequence
+
+
+def _autocast(value: Any) -> Any:
+    """To the precision in which autocast convolves; like it, with float64 left as it is."""
+    if value is None or value.dtype == torch.float64:
+        return value
+    return value.to(torch.get_autocast_dtype(value.device.type))
+
+
+_compute = compute_with("bptt", Call)
 
 
 def sequence(
@@ -568,25 +678,4 @@ def sequence(
 
     Kept for the backward: y, c of all steps, and gates and φ(c') of the last ones, up to `KEPT_BYTES`.
     """
-    h, c = state
-    ih, hh = w.ih, w.hh
-    if autocasts(x.device.type):
-        x, h, ih, hh = (_autocast(value) for value in (x, h, ih, hh))
-    drop = Drop() if drop is None else drop
-    padding, zeros = (form.padding, ()) if isinstance(form.padding, str) else ("zeros", form.padding)
-    arguments = (
-        *(x, h, c, ih, hh, w.ch, w.bias, mask, drop.inputs, drop.recurrent),
-        *(form.stride, padding, zeros, form.dilation, name_of(form.activation), name_of(form.recurrent_activation)),
-    )
-    if torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in arguments[:7]):
-        y, h, c, _, _ = torch.ops.stormcell.bptt_train(*arguments)
-    else:
-        y, h, c = torch.ops.stormcell.bptt_infer(*arguments)
-    return y, (h, c)
-
-
-def _autocast(value: Any) -> Any:
-    """To the precision in which autocast convolves; like it, with float64 left as it is."""
-    if value is None or value.dtype == torch.float64:
-        return value
-    return value.to(torch.get_autocast_dtype(value.device.type))
+    return _compute(x, state, w, form, mask, drop)
