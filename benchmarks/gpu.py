@@ -45,6 +45,7 @@ class Peer(NamedTuple):
 
 PEERS = (
     Peer("stormcell (auto)", "ours", "auto"),
+    Peer("stormcell, triton", "ours", "triton"),
     Peer("stormcell, bptt", "ours", "bptt"),
     Peer("stormcell, reference", "ours", "reference"),
     Peer("torch loop", "torch_loop", "eager"),

@@ -430,16 +430,16 @@ def test_old_gpus(capability: tuple[int, int], refused: bool, monkeypatch: pytes
     assert bfloat is None or "capability 8.0" in bfloat
 
 
-def test_auto_takes_it_on_a_gpu_and_never_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_gets_it_when_it_is_asked_for_and_auto_leaves_it_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("STORMCELL_ENGINE", raising=False)
-    on_cpu = engine.explain(case())
-    assert on_cpu["triton"] != "chosen"
+    assert engine.explain(case())["triton"] != "chosen"
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(triton, "_is_installed", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     for changed in ({}, {"gradients": False}, {"steps": 1}, {"dtype": torch.bfloat16}, {"size": (512, 512)}):
-        assert engine.explain(case(device="cuda", **changed))["triton"] == "chosen"
+        assert engine.explain(case(device="cuda", **changed), "triton")["triton"] == "chosen"
+        assert "on no GPU yet" in engine.explain(case(device="cuda", **changed))["triton"]
         assert engine.explain(case(**changed))["triton"] != "chosen"
     assert engine.explain(case(device="cuda", dtype=torch.float64))["bptt"] == "chosen"
 

@@ -83,8 +83,10 @@ def _lacks(case: Case) -> str | None:
 
 
 def passed_over(case: Case) -> str | None:
-    """Why "auto" should leave a case to another engine, or None: on a GPU one or two launches a step are the fewest there are."""
-    return "its kernels run in an interpreter, which is for tests" if case.device == "cpu" or _interprets() else None
+    """Why "auto" should leave a case to another engine: on a CPU kernels are interpreted, and on a GPU none has run yet."""
+    if case.device == "cpu" or _interprets():
+        return "its kernels run in an interpreter, which is for tests"
+    return "its kernels have been tested in an interpreter only, on no GPU yet: ask for it by name"
 
 
 def is_fused(state: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
