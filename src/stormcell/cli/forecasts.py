@@ -239,11 +239,14 @@ def verify(
     model: Model = Path(DEFAULT),
     against: Annotated[
         str | None,
-        typer.Option(help="Baselines: persistence, optical-flow (both if left out), s-prog, steps."),
+        typer.Option(
+            help="Baselines: persistence, optical-flow (both if left out), s-prog, steps; of what is not rain "
+            "persistence, climatology, damped-persistence (all if left out)."
+        ),
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Report to write, .html.")] = None,
     thresholds: Annotated[
-        str | None, typer.Option(help="Of events, mm/h or the model's unit; 0.5,2,5,10 for rain.")
+        str | None, typer.Option(help="Of events, mm/h or the model's unit; 0.5,2,5,10 for rain, none for all else.")
     ] = None,
     scales: Annotated[str, typer.Option(help="Widths of FSS windows, pixels.")] = "5,11,21",
     steps: Steps = None,
@@ -260,10 +263,9 @@ def verify(
     Frames that the model was trained or chosen on are left out.
     """
     from ..forecasting.forecast import load
-    from ..forecasting.motion import has_pysteps
     from ..forecasting.processes import AGAIN, asked_for, check_devices, launch
     from ..forecasting.tally import scores_to_json
-    from ..forecasting.verify import hindcast
+    from ..forecasting.verify import hindcast, usual_rivals
     from ..report import print_scores, report_verification
     from ..writing import whole_file
 
@@ -276,15 +278,16 @@ def verify(
     if team.count > 1 and team.by is None:
         raise typer.Exit(launch(team, context.obj, advice=AGAIN))
     forecaster = load(model, device=team.own(device))
+    runs = runs_of_data(data, reading, coarsen)
     if against is None:
-        names = ["persistence"] + (["optical-flow"] if forecaster.transform.rain and has_pysteps() else [])
+        names = usual_rivals(forecaster, runs)
         if forecaster.transform.rain and len(names) == 1 and team.first:
             note("optical flow is left out: pip install 'stormcell[radar]' to compare with it")
     else:
         names = names_in(against)
     result = hindcast(
         forecaster,
-        runs_of_data(data, reading, coarsen),
+        runs,
         against=names,
         steps=steps,
         members=members,

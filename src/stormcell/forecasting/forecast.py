@@ -31,9 +31,11 @@ from ..nn.convlstm import ConvLSTM2d
 from ..nn.forecaster import EncoderForecaster
 from ..writing import whole_file
 from .bundled import model_file
+from .climatology import Climatology
 from .losses import Sums, summed_error
 
 FORMAT = 1
+_CLIMATOLOGY = "climatology"  # among the weights in a file
 _PYSTEPS_NAMES = {"mm/h": "precip_intensity", "dBZ": "reflectivity"}
 Steps = int | Sequence[float]  # so many from the newest frame on, or these: [0.5, 2] is half a step ahead, and two
 THRESHOLDS_MM_H = (0.5, 2.0, 5.0, 10.0)
@@ -51,6 +53,7 @@ class Forecaster:
         past, future: frames it reads, and frames it was trained to forecast.
         grid_spacing_m: grid spacing it was trained on, or None.
         card: all else that the model file says.
+        climatology: of the frames it was made with, of a plain quantity on one grid; else None.
 
     This one reads and forecasts in the ground's coordinates, any quantity; `LagrangianForecaster` in the storm's, rain.
     """
@@ -66,6 +69,7 @@ class Forecaster:
     future: int
     grid_spacing_m: float | None
     card: dict[str, Any]
+    climatology: Climatology | None = None
 
     @classmethod
     def against(cls, units: str, step: Step) -> str | None:
@@ -243,8 +247,11 @@ class Forecaster:
             "past": self.past,
             "future": self.future,
             "grid_spacing_m": self.grid_spacing_m,
+            "climatology": None if self.climatology is None else self.climatology.to_json(),
         }
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}
+        if self.climatology is not None:
+            weights[_CLIMATOLOGY] = torch.from_numpy(self.climatology.means)
         with whole_file(Path(path)) as temporary:
             temporary.write_bytes(save(weights, metadata={"stormcell": json.dumps(header)}))
 
@@ -310,6 +317,8 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Forecaster:
 
         kind: Any = MODELS[card.get("model", Forecaster.kind)]
         network, own = kind.built(card["architecture"])
+        if card.get("climatology"):
+            own["climatology"] = Climatology(weights.pop(_CLIMATOLOGY).numpy(), **card["climatology"])
         network.load_state_dict(weights)
         if card["step"] != MONTH and not float(card["step"]) > 0:
             raise ValueError(f"a step of {card['step']}")

@@ -145,7 +145,7 @@ class LagrangianForecaster(Forecaster):
         levels = transform.encode(np.array(LEVELS_MM_H, dtype=np.float32), "mm/h").tolist()
         net = ExceedanceForecaster(levels, len(ages), lead_minutes=lead_minutes, **network)
         past = frames_needed(lead_minutes, ages)
-        return cls(net, transform, lead_minutes, past, future, grid_spacing_m, {}, ages)
+        return cls(net, transform, lead_minutes, past, future, grid_spacing_m, {}, ages=ages)
 
     @classmethod
     def span(cls, step: Step, past: int, future: int) -> tuple[int, int]:

@@ -39,6 +39,7 @@ from ..data.units import Transform
 from ..data.windows import Sample, Split, Windows, common_step, count_windows, split_or_advise
 from ..errors import InputError
 from ..writing import check_writable
+from .climatology import Climatology
 from .forecast import SPACING_TOLERANCE, Forecaster, close, load
 from .loop import CtrlC, Last, on_device, quiet
 from .losses import Sums, mean
@@ -260,6 +261,8 @@ def plan(
         if not any(np.isfinite(values(run.isel(time=t))).any() for run in part for t in range(run.sizes["time"])):
             raise InputError(f"every pixel of the {name} frames is missing: check --missing, --gain and --variable")
     forecaster = begun or _drawn(recipe, transform, step, spacing)
+    if not transform.rain:
+        forecaster.climatology = Climatology.of([*split.train, *split.validation])
     training = forecaster.windows(split.train, crop=recipe.crop, seed=recipe.seed)
     chosen = forecaster.windows(split.validation, crop=recipe.crop, seed=recipe.seed, fixed=_VALIDATION_SAMPLES)
     frames = described(training, "training") + described(chosen, "validation")
