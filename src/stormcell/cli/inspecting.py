@@ -65,6 +65,8 @@ def _about_model(forecaster: Forecaster) -> dict[str, str]:
         "frames": f"{forecaster.past} past, {forecaster.future} ahead, a step of {step_text(forecaster.step)}",
         "grid": "unknown" if spacing is None else f"{spacing / 1000:.3g} km",
     }
+    if getattr(forecaster.network, "periodic_x", False):
+        facts["grid"] += ", around the globe"
     facts |= {role: said for role in ("training", "validation") if (said := _frames_of(card, role))}
     best = card.get("validation", {})
     if best:

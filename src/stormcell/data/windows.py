@@ -265,7 +265,8 @@ class Windows(Dataset[Sample]):
     """Windows of past and future as tensors: x (P, 2, Y, X), y and valid (F, 1, Y, X).
 
     Of each window a crop is drawn, from a few tries the first with enough valid and wet pixels, and for rain it is turned
-    and mirrored at random: weather comes from everywhere. Every draw follows from (seed, epoch, index) alone. With
+    and mirrored at random: weather comes from everywhere. With `periodic`, of grids that go around the globe, a crop has all
+    longitudes, and begins at any of them instead. Every draw follows from (seed, epoch, index) alone. With
     `fixed=N` there are at most N samples, spread evenly over the windows, the same in each epoch and unturned.
 
     Values stay in memory up to MEMORY_LIMIT; beyond, each window is read from disk.
@@ -281,15 +282,18 @@ class Windows(Dataset[Sample]):
         crop: int,
         seed: int = 0,
         fixed: int | None = None,
+        periodic: bool = False,
     ) -> None:
         self.transform, self.past, self.future = transform, past, future
         self.runs = [run for run in runs if len(self.starts(run))]
         self.seed, self.epoch = seed, 0
-        smallest = min(min(run.sizes["y"], run.sizes["x"]) for run in self.runs)
-        self.crop = min(crop, smallest)
+        height, width = (min(run.sizes[axis] for run in self.runs) for axis in ("y", "x"))
+        self.crop = min(crop, height) if periodic else min(crop, height, width)
+        self.crop_x = width if periodic else self.crop
+        self.periodic = periodic
         self.windows = [(r, t) for r, run in enumerate(self.runs) for t in self.starts(run)]
         pixels = sum(run.sizes["y"] * run.sizes["x"] * len(self.starts(run)) for run in self.runs)
-        self.crops_a_window = max(1, round(pixels / len(self.windows) / self.crop**2))
+        self.crops_a_window = max(1, round(pixels / len(self.windows) / (self.crop * self.crop_x)))
         self.fixed = None if fixed is None else min(fixed, len(self.windows) * self.crops_a_window)
         self.in_memory = fits_memory(self.runs)
         self._encoded = [self._encode(run) for run in self.runs] if self.in_memory else []
@@ -324,8 +328,10 @@ class Windows(Dataset[Sample]):
         rng = np.random.default_rng([self.seed, epoch, index])
         frames = self.frames(*self.window(index))
         y, x = self._draw_crop(frames, rng)
-        frames = frames[:, y : y + self.crop, x : x + self.crop].astype(np.float32, copy=False)
-        if self.transform.rain and not self.fixed:
+        frames = frames[:, y : y + self.crop, x : x + self.crop_x].astype(np.float32, copy=False)
+        if self.periodic and not self.fixed:
+            frames = np.roll(frames, int(rng.integers(self.crop_x)), axis=2)
+        elif self.transform.rain and not self.fixed:
             frames = np.rot90(frames, int(rng.integers(4)), axes=(1, 2))
             frames = frames[:, :, ::-1] if rng.integers(2) else frames
         x_tensor = network_input(frames[: self.past])
@@ -337,8 +343,8 @@ class Windows(Dataset[Sample]):
         best, best_score = (0, 0), -1.0
         for _ in range(_CROP_TRIES):
             y = int(rng.integers(height - self.crop + 1))
-            x = int(rng.integers(width - self.crop + 1))
-            seen = frames[:: max(len(frames) // 2, 1), y : y + self.crop : 2, x : x + self.crop : 2]
+            x = int(rng.integers(width - self.crop_x + 1))
+            seen = frames[:: max(len(frames) // 2, 1), y : y + self.crop : 2, x : x + self.crop_x : 2]
             valid = float(np.isfinite(seen).mean())
             wet = float((seen >= WET).mean()) if self.transform.rain else valid
             score = min(valid, 0.5) + min(wet, 0.05)

@@ -22,7 +22,7 @@ import xarray as xr
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from ..data.axes import MONTH, Step, advance, grid_spacing, step_text, time_step, time_text
+from ..data.axes import MONTH, Step, advance, grid_spacing, step_text, time_step, time_text, wraps
 from ..data.frames import check_frames, values, zr_pair
 from ..data.units import Transform, from_rain_rate, is_rain, to_rain_rate
 from ..data.windows import Sample, Windows, network_input, split_at_gaps
@@ -88,9 +88,14 @@ class Forecaster:
         hidden_channels: Sequence[int],
         kernel_size: int,
         patch: int,
+        periodic: bool = False,
     ) -> Forecaster:
-        """With weights as torch draws them. Raises InputError if such a model cannot learn such frames."""
-        network = EncoderForecaster(2, hidden_channels, kernel_size, patch=patch, peephole="channel", out_channels=1)
+        """With weights as torch draws them; `periodic`: for grids that go around the globe. Raises InputError if such a model
+        cannot learn such frames.
+        """
+        network = EncoderForecaster(
+            2, hidden_channels, kernel_size, patch=patch, peephole="channel", out_channels=1, periodic_x=periodic
+        )
         return cls(network, transform, step, past, future, grid_spacing_m, {})
 
     @classmethod
@@ -105,7 +110,9 @@ class Forecaster:
 
     def windows(self, runs: Sequence[xr.DataArray], **options: Any) -> Windows:
         """Samples to train on, or to choose by."""
-        return Windows(runs, self.transform, past=self.past, future=self.future, **options)
+        return Windows(
+            runs, self.transform, past=self.past, future=self.future, periodic=self.network.periodic_x, **options
+        )
 
     def errors(self, batch: Sample, draws: np.random.Generator | None = None) -> Sums:
         """What training minimises the mean of. What is left to chance in training follows from `draws`."""
@@ -137,6 +144,11 @@ class Forecaster:
                 advice = f"give --step-minutes {self.step:g} to thin them"
             raise InputError(
                 f"{source} has a frame every {step_text(step)}, the model one every {step_text(self.step)}: {advice}"
+            )
+        if self.network.periodic_x and (not wraps(frames) or frames.sizes["x"] % self.network.patch):
+            raise InputError(
+                f"{source} has {frames.sizes['x']} columns, which do not go around the globe, or not in patches of "
+                f"{self.network.patch}; the model's grid does: use a model trained on this grid"
             )
         spacing = grid_spacing(frames)
         if any_grid or spacing is None or self.grid_spacing_m is None:
@@ -228,6 +240,7 @@ class Forecaster:
             "peephole": layer.peephole,
             "out_channels": self.network.out_channels,
             "readout": self.network.readout,
+            "periodic_x": self.network.periodic_x,
         }
 
     @classmethod

@@ -111,6 +111,7 @@ class LagrangianForecaster(Forecaster):
         hidden_channels: Sequence[int],
         kernel_size: int,
         patch: int,
+        periodic: bool = False,
     ) -> LagrangianForecaster:
         against = cls.against(transform.units, step)
         if against is not None:

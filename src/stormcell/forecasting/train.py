@@ -32,7 +32,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from torch import Tensor, nn
 
 from .. import __version__
-from ..data.axes import Step, area, common_grid_spacing, grid_spacing
+from ..data.axes import Step, area, common_grid_spacing, grid_spacing, wraps
 from ..data.batches import Batches
 from ..data.frames import values, zr_pair
 from ..data.units import Transform
@@ -250,7 +250,8 @@ def plan(
     spacing = common_grid_spacing(everything)
     begun = None if recipe.base is None else _begun(Path(recipe.base), everything)
     kind = kind_for(recipe.model, everything[0].attrs["units"], step) if begun is None else type(begun)
-    recipe = _whole(recipe, kind)
+    width = _columns_around(everything)
+    recipe = _whole(recipe, kind, width)
     if begun is None:
         past, future = kind.span(step, recipe.past, recipe.future)
     else:
@@ -260,7 +261,7 @@ def plan(
     for name, part in (("training", split.train), ("validation", split.validation)):
         if not any(np.isfinite(values(run.isel(time=t))).any() for run in part for t in range(run.sizes["time"])):
             raise InputError(f"every pixel of the {name} frames is missing: check --missing, --gain and --variable")
-    forecaster = begun or _drawn(recipe, transform, step, spacing)
+    forecaster = begun or _drawn(recipe, transform, step, spacing, periodic=width is not None)
     if not transform.rain:
         forecaster.climatology = Climatology.of([*split.train, *split.validation])
     training = forecaster.windows(split.train, crop=recipe.crop, seed=recipe.seed)
@@ -273,9 +274,21 @@ def plan(
     return Plan(split, recipe, training, chosen, forecaster, identity)
 
 
-def _whole(recipe: Recipe, kind: type[Forecaster]) -> Recipe:
-    """With what is usual for a kind of model in the place of None."""
+def _columns_around(runs: Sequence[xr.DataArray]) -> int | None:
+    """How many columns go around the globe, if they do in all runs, and are as many."""
+    widths = {run.sizes["x"] if wraps(run) else None for run in runs}
+    return widths.pop() if len(widths) == 1 else None
+
+
+def _whole(recipe: Recipe, kind: type[Forecaster], columns: int | None) -> Recipe:
+    """With what is usual for a kind of model in the place of None. A patch divides the columns that go around the globe."""
     patch, rate = kind.usual["patch"], kind.usual["learning_rate"]
+    if columns is not None and recipe.base is None and kind is Forecaster:
+        patch = max(n for n in range(1, patch + 1) if columns % n == 0)
+        if columns % (recipe.patch or patch):
+            raise InputError(
+                f"--patch {recipe.patch} does not divide the {columns} columns that go around the globe: --patch {patch} does"
+            )
     return replace(
         recipe,
         model=kind.kind,
@@ -284,7 +297,7 @@ def _whole(recipe: Recipe, kind: type[Forecaster]) -> Recipe:
     )
 
 
-def _drawn(recipe: Recipe, transform: Transform, step: Step, spacing: float | None) -> Forecaster:
+def _drawn(recipe: Recipe, transform: Transform, step: Step, spacing: float | None, *, periodic: bool) -> Forecaster:
     assert recipe.patch is not None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -297,6 +310,7 @@ def _drawn(recipe: Recipe, transform: Transform, step: Step, spacing: float | No
             hidden_channels=recipe.hidden_channels,
             kernel_size=recipe.kernel_size,
             patch=recipe.patch,
+            periodic=periodic,
         )
 
 
@@ -386,7 +400,7 @@ def dry_run(plan: Plan) -> dict[str, str]:
     return {
         "windows": f"{len(plan.training.windows)} training, {len(plan.validation.windows)} validation, "
         f"{count_windows(plan.split.test, length)} set aside",
-        "samples an epoch": f"{len(plan.training)} crops of {plan.training.crop}×{plan.training.crop} pixels",
+        "samples an epoch": f"{len(plan.training)} crops of {plan.training.crop}×{plan.training.crop_x} pixels",
         "parameters": f"{parameters:,}",
         "memory": f"{(sum(kept.values()) + 16 * parameters) / 2**20:.0f} MB for an update of {recipe.batch}, "
         + (f"{frames / 2**20:.0f} MB for frames" if plan.training.in_memory else "frames stay on disk"),
