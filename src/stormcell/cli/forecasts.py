@@ -187,6 +187,7 @@ def forecast(
 ) -> None:
     """Forecast from your newest frames. No truth is needed; any number of steps, any frame size."""
     from ..data.axes import grid_spacing
+    from ..data.channels import first_channel
     from ..data.frames import coarsen as coarsened
     from ..data.frames import find_files, in_memory, open_frames
     from ..forecasting.forecast import load, save_frames
@@ -208,7 +209,7 @@ def forecast(
             f"the files do not say how large a pixel is; it is taken for {forecaster.grid_spacing_m / 1000:g} km, as in training"
         )
     fcst = forecaster.forecast(frames, steps, members=members, seed=seed, any_grid=any_grid)
-    past = in_memory(frames.isel(time=slice(-forecaster.past, None)))
+    past = in_memory(first_channel(frames).isel(time=slice(-forecaster.past, None)))
     shown = fcst.isel(member=0, drop=True) if "member" in fcst.dims else fcst
     for path in output:
         if path.suffix.lower() not in pictures:

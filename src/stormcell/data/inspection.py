@@ -12,6 +12,7 @@ import xarray as xr
 
 from ..errors import InputError
 from .axes import MONTH, area, follows, grid_spacing, step_text, time_step, time_text, wraps
+from .channels import readings
 from .frames import cleaned, in_units, raw_series, values, zr_pair
 from .readers.raw import CompanionFile
 from .reading import Reading
@@ -30,6 +31,8 @@ def inspected(data: Sequence[str | Path], reading: Reading | None = None) -> lis
     Raises InputError for what cannot be read. What the files do not say is said to be unknown, with the option that says it.
     """
     reading = reading or Reading()
+    if len(each := readings(reading)) > 1:
+        return [(f"{name}: {one.variable}", facts) for one in each for name, facts in inspected(data, one)]
     dated = True
     try:
         series = raw_series(data, reading)

@@ -34,13 +34,15 @@ from torch import Tensor, nn
 from .. import __version__
 from ..data.axes import Step, area, common_grid_spacing, grid_spacing, wraps
 from ..data.batches import Batches
+from ..data.channels import channels_of, first_channel
+from ..data.channels import described as described_channels
 from ..data.frames import values, zr_pair
 from ..data.units import Transform
 from ..data.windows import Sample, Split, Windows, common_step, count_windows, split_or_advise
 from ..errors import InputError
 from ..writing import check_writable
 from .climatology import Climatology
-from .forecast import SPACING_TOLERANCE, Forecaster, close, load
+from .forecast import SPACING_TOLERANCE, Channel, Forecaster, close, load, static_digest
 from .loop import CtrlC, Last, on_device, quiet
 from .losses import Sums, mean
 from .models import AUTO, MODELS, kind_for
@@ -249,7 +251,8 @@ def plan(
     step = common_step(everything)
     spacing = common_grid_spacing(everything)
     begun = None if recipe.base is None else _begun(Path(recipe.base), everything)
-    kind = kind_for(recipe.model, everything[0].attrs["units"], step) if begun is None else type(begun)
+    channels = len(described_channels(everything[0]))
+    kind = type(begun) if begun else kind_for(recipe.model, everything[0].attrs["units"], step, channels=channels)
     width = _columns_around(everything)
     recipe = _whole(recipe, kind, width)
     if begun is None:
@@ -257,13 +260,18 @@ def plan(
     else:
         past, future = begun.past, begun.frames_ahead
     split = split_or_advise(runs, past, future, validation=validation, test=test, test_from=test_from)
-    transform = fitted_transform(everything, split.train)
+    transform, *others = fitted_transforms(everything, split.train)
     for name, part in (("training", split.train), ("validation", split.validation)):
-        if not any(np.isfinite(values(run.isel(time=t))).any() for run in part for t in range(run.sizes["time"])):
+        seen = map(first_channel, part)
+        if not any(np.isfinite(values(run.isel(time=t))).any() for run in seen for t in range(run.sizes["time"])):
             raise InputError(f"every pixel of the {name} frames is missing: check --missing, --gain and --variable")
-    forecaster = begun or _drawn(recipe, transform, step, spacing, periodic=width is not None)
+    beside = [
+        Channel(str(one.name), own, static_digest(one) if one.attrs["static"] else None)
+        for own, one in zip(others, channels_of(everything[0])[1:])
+    ]
+    forecaster = begun or _drawn(recipe, transform, step, spacing, periodic=width is not None, beside=beside)
     if not transform.rain:
-        forecaster.climatology = Climatology.of([*split.train, *split.validation])
+        forecaster.climatology = Climatology.of([*map(first_channel, [*split.train, *split.validation])])
     training = forecaster.windows(split.train, crop=recipe.crop, seed=recipe.seed)
     chosen = forecaster.windows(split.validation, crop=recipe.crop, seed=recipe.seed, fixed=_VALIDATION_SAMPLES)
     frames = described(training, "training") + described(chosen, "validation")
@@ -271,6 +279,8 @@ def plan(
     identity = json.dumps({"recipe": asdict(fixed), "frames": [f["digest"] for f in frames]}, sort_keys=True)
     frames += forecaster.card.get("frames", [])  # what a model was begun with, it has seen
     forecaster.card |= {"frames": frames, "recipe": asdict(recipe)}
+    if begun is None:
+        forecaster.card["variable"] = str(first_channel(everything[0]).name or "")
     return Plan(split, recipe, training, chosen, forecaster, identity)
 
 
@@ -297,7 +307,15 @@ def _whole(recipe: Recipe, kind: type[Forecaster], columns: int | None) -> Recip
     )
 
 
-def _drawn(recipe: Recipe, transform: Transform, step: Step, spacing: float | None, *, periodic: bool) -> Forecaster:
+def _drawn(
+    recipe: Recipe,
+    transform: Transform,
+    step: Step,
+    spacing: float | None,
+    *,
+    periodic: bool,
+    beside: Sequence[Channel],
+) -> Forecaster:
     assert recipe.patch is not None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -311,6 +329,7 @@ def _drawn(recipe: Recipe, transform: Transform, step: Step, spacing: float | No
             kernel_size=recipe.kernel_size,
             patch=recipe.patch,
             periodic=periodic,
+            beside=beside,
         )
 
 
@@ -328,6 +347,12 @@ def _begun(path: Path, runs: Sequence[xr.DataArray]) -> Forecaster:
             )
         suited.append(model.suited(run))
     return suited[0]
+
+
+def fitted_transforms(runs: Sequence[xr.DataArray], training: Sequence[xr.DataArray]) -> list[Transform]:
+    """As `fitted_transform`, of each channel."""
+    channels = zip(zip(*map(channels_of, runs)), zip(*map(channels_of, training)))
+    return [fitted_transform(several, some) for several, some in channels]
 
 
 def fitted_transform(runs: Sequence[xr.DataArray], training: Sequence[xr.DataArray]) -> Transform:

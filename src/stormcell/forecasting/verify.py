@@ -14,13 +14,14 @@ import numpy.typing as npt
 import xarray as xr
 
 from ..data.axes import Step, advance, area, grid_spacing, time_step, time_text
-from ..data.frames import check_frames, values, zr_pair
-from ..data.units import is_rain, to_rain_rate
+from ..data.channels import first_channel
+from ..data.frames import check_frames
+from ..data.units import is_rain
 from ..data.windows import common_step, split_at_gaps
 from ..errors import InputError, reason
 from .baselines import Array, Baseline, baselines_on, check_baselines
 from .climatology import CLIMATOLOGICAL, Climatology
-from .forecast import THRESHOLDS_MM_H, Forecaster
+from .forecast import THRESHOLDS_MM_H, Forecaster, quantities
 from .motion import has_pysteps
 from .processes import AGAIN, gathered, processes, together
 from .tally import BLOCK_MINUTES, Tally
@@ -68,7 +69,7 @@ def verify(
         raise InputError("there is no forecast to verify")
     if past < 1:
         raise InputError(f"past must be 1 or more, not {past}")
-    obs = check_frames(obs)
+    obs = first_channel(check_frames(obs))
     units = obs.attrs["units"]
     rain = is_rain(units)
     if climatology is not None and not climatology.fits(obs):
@@ -77,7 +78,7 @@ def verify(
     rivals, settings = baselines_on(
         names, spacing_m=grid_spacing(obs), step=time_step(obs.time.values), climatology=climatology
     )
-    truth_all = _quantity(values(obs), obs)
+    truth_all = quantities(obs)
     span = time_step(obs.time.values), len(_leads(fcsts[0]))
     tally = _tally(["stormcell", *names], obs, thresholds, scales, rain=rain, span=span)
     index = {t: k for k, t in enumerate(obs.time.values)}
@@ -99,7 +100,7 @@ def verify(
                 truth[k] = truth_all[index[time]]
         if not np.isfinite(truth).any():
             raise InputError("no observed frame has a valid time of the forecast: give the frames after it")
-        fields: dict[str, Array] = {"stormcell": np.stack([_quantity(values(member), member) for member in checked])}
+        fields: dict[str, Array] = {"stormcell": np.stack([quantities(member) for member in checked])}
         if names:
             if reference not in index:
                 raise InputError("baselines need the observed frames up to the reference time of the forecast")
@@ -178,12 +179,6 @@ def _forecasts(rivals: Mapping[str, Baseline], past: Array, steps: int, referenc
                 f"{name} failed from {time_text(reference)} UTC ({reason(error)}); leave it out of --against"
             ) from error
     return found
-
-
-def _quantity(data: Array, frames: xr.DataArray) -> Array:
-    """Values as they are verified: rain in mm/h, anything else as it is."""
-    units = frames.attrs["units"]
-    return to_rain_rate(data, units, zr_pair(frames)) if is_rain(units) else data
 
 
 def _levels(thresholds: Sequence[float] | None, *, rain: bool) -> tuple[float, ...]:
@@ -310,8 +305,9 @@ def hindcast(
     share = slice(team.rank, None, team.count)
     for number, (r, t) in zip(range(len(fresh))[share], progress(fresh[share])):
         case = runs[r].isel(time=slice(t, t + length))
-        past, truth = np.split(_quantity(values(case), case), [forecaster.past])
-        fields: dict[str, Array] = {"stormcell": suited[r].fields(past, steps)}
+        seen_past, truth = np.split(quantities(case), [forecaster.past])
+        past, truth = (part if part.ndim == 3 else part[:, 0] for part in (seen_past, truth))
+        fields: dict[str, Array] = {"stormcell": suited[r].fields(seen_past, steps)}
         if members:
             fields["ensemble"] = suited[r].ensemble(past, steps, members=members)
         reference, later = case.time.values[forecaster.past - 1], case.time.values[forecaster.past :]
@@ -320,7 +316,7 @@ def hindcast(
         shown = {name: field[..., scored, :, :] for name, field in fields.items()}
         tally.add(reference, truth[scored], shown, None if climatology is None else climatology.at(later[scored]))
         if number in picks:
-            future = case.isel(time=slice(forecaster.past, None))
+            future = first_channel(case).isel(time=slice(forecaster.past, None))
             samples.append((number, _sample(future, reference, {"observed": truth, **fields})))
     with together(AGAIN):
         parts = gathered((tally, samples))
