@@ -2,7 +2,7 @@
 
     python experiments/sea_surface_temperature.py sst.nc
 
-A minute on two cores. Its settings were not chosen by the scores: what is verified was looked at once.
+A minute on two cores. Nothing was tuned; it is an example of what is printed.
 """
 
 from __future__ import annotations
