@@ -19,6 +19,8 @@ from stormcell.forecasting.climatology import Climatology, damped_persistence
 from stormcell.forecasting.forecast import as_forecast, save_frames
 from stormcell.forecasting.train import Recipe, plan
 from stormcell.forecasting.verify import hindcast, usual_rivals
+from stormcell.report.page import write_report
+from stormcell.report.table import score_tables
 
 OF_RAIN = re.compile(r"\b(rain|wet|dry|dBZ|dBR|echo|CSI|POD|FAR|Brier|mm/h)\b", re.IGNORECASE)
 
@@ -95,6 +97,18 @@ def test_scores_of_a_plain_quantity_are_those_of_their_formulas() -> None:
     elsewhere = sea.assign_coords(x=("x", sea.x.values + 15, {"units": "degrees"}))
     with pytest.raises(InputError, match="lie on different grids"):
         verify(fcst, elsewhere, climatology=climatology)
+
+
+def test_an_ensemble_of_a_plain_quantity_has_ranks_but_no_events(tmp_path: Path) -> None:
+    sea = warm_sea(12)
+    members = [as_forecast(sea.values[8:10] + shift, sea.isel(time=slice(0, 8)), "month") for shift in (-0.5, 0.2)]
+    found = verify(xr.concat(members, "member"), sea)
+    assert found.members.values.tolist() == [2, 1]
+    assert "roc_area" not in found
+    assert found.rank_share.sel(forecaster="stormcell", rank=1).values == pytest.approx([1, 1])
+    write_report(found, tmp_path / "r.html", samples=[], title="Sea", facts={})
+    assert not OF_RAIN.findall(re.sub(r'"data:[^"]*"', "", (tmp_path / "r.html").read_text(encoding="utf-8")))
+    assert "CRPS" in "".join(str(column.header) for column in score_tables(found)[0].columns)
 
 
 def test_a_block_is_as_long_as_a_forecast() -> None:

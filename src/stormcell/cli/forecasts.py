@@ -187,7 +187,7 @@ def forecast(
 ) -> None:
     """Forecast from your newest frames. No truth is needed; any number of steps, any frame size."""
     from ..data.axes import grid_spacing
-    from ..data.channels import first_channel
+    from ..data.channels import first_channel, static_file
     from ..data.frames import coarsen as coarsened
     from ..data.frames import find_files, in_memory, open_frames
     from ..forecasting.forecast import load, save_frames
@@ -198,7 +198,8 @@ def forecast(
         if path.suffix.lower() not in (".nc", ".nc4", ".zarr", *pictures):
             raise InputError(f"{path}: expected a file that ends in .nc, .zarr, .png, .gif or .mp4")
         check_writable(path)
-    inputs = {path.resolve() for path in [*find_files(data), model_file(model)]}
+    static = [static_file(said)[0] for said in reading.static]
+    inputs = {path.resolve() for path in [*find_files(data), model_file(model), *static]}
     for path in output:
         if path.resolve() in inputs:
             raise InputError(f"{path} is read for this forecast: give another name to -o")

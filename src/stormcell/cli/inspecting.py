@@ -67,6 +67,12 @@ def _about_model(forecaster: Forecaster) -> dict[str, str]:
     }
     if getattr(forecaster.network, "periodic_x", False):
         facts["grid"] += ", around the globe"
+    if forecaster.beside:
+        kinds = (
+            (c.name, f"in {c.transform.units}" if c.digest is None else "which does not change")
+            for c in forecaster.beside
+        )
+        facts["beside"] = ", ".join(f"{name} {kind}" for name, kind in kinds)
     facts |= {role: said for role in ("training", "validation") if (said := _frames_of(card, role))}
     best = card.get("validation", {})
     if best:

@@ -311,7 +311,8 @@ class Windows(Dataset[Sample]):
 
     def _encode(self, run: xr.DataArray) -> npt.NDArray[np.float32]:
         channels = zip(self.transforms, channels_of(run))
-        return np.stack([t.encode(values(one), one.attrs["units"], zr_pair(one)) for t, one in channels], axis=1)
+        encoded = [t.encode(values(one), one.attrs["units"], zr_pair(one)) for t, one in channels]
+        return encoded[0][:, None] if len(encoded) == 1 else np.stack(encoded, axis=1)
 
     def frames(self, run: int, start: int) -> npt.NDArray[np.floating[Any]]:
         """Encoded past and future of the window that begins there (past + future, C, Y, X), NaN where missing."""

@@ -66,7 +66,8 @@ class Recipe:
         minutes: stop after so many; epochs: stop after so many (an epoch sees every pixel about once).
         crop: side of the square that is cut from the frames, in pixels.
         batch: crops an update, of all processes together.
-        hidden_channels, kernel_size, patch: of the network (see EncoderForecaster); patch None: 4, of lagrangian models 8.
+        hidden_channels, kernel_size, patch: of the network (see EncoderForecaster); patch None: 4, of lagrangian models 8;
+            on grids that go around the globe the largest up to 4 that divides their columns.
         learning_rate: the highest; it rises over the first 5 % and falls as a cosine to nothing. None: 0.001, for
             lagrangian models 0.015, and with `base` a fifth of that.
         base: model file whose weights, architecture and lengths are gone on with, or None.

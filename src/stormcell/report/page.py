@@ -394,6 +394,12 @@ def _probability_groups(scores: xr.Dataset) -> Iterator[_Group]:
     names = diagrams.ensembles(scores)
     if not names:
         return
+    if _thresholds(scores):
+        yield from _event_probability_groups(scores, names)
+    yield _rank_group(scores, names)
+
+
+def _event_probability_groups(scores: xr.Dataset, names: Sequence[str]) -> Iterator[_Group]:
     deep, leads = _shown(scores, MOST_DEEP), _leads(scores)
     note = "Against always giving the observed frequency: 1 is perfect, 0 no better; what is below −1 is in the"
     note += " tables. A single forecast says 0 or 1."
@@ -426,11 +432,14 @@ def _probability_groups(scores: xr.Dataset) -> Iterator[_Group]:
         alt = f"relative operating characteristic. {'; '.join(areas)}"
         charts.append(_drawn(caption, alt, diagrams.roc(scores, lead, threshold)))
     yield _Group("ROC curves", note, charts)
+
+
+def _rank_group(scores: xr.Dataset, names: Sequence[str]) -> _Group:
     note = "Where the truth lies among the members: level if they scatter as it does, a trough if too little."
     if scores.attrs.get("spectrum") == "dBR":
         note += " Pixels that are dry everywhere are left out, ties are broken at random."
     charts = []
-    for lead in leads:
+    for lead in _leads(scores):
         ends = []
         for name in names:
             shares = scores["rank_share"].sel(lead_time=lead, forecaster=name).dropna("rank").values
@@ -438,7 +447,7 @@ def _probability_groups(scores: xr.Dataset) -> Iterator[_Group]:
             ends.append(f"{name}: below all members {low}, above all {high}")
         caption = f"Ranks, {lead_label(lead)}"
         charts.append(_drawn(caption, f"rank histogram. {'; '.join(ends)}", diagrams.ranks(scores, lead)))
-    yield _Group("Rank histograms", note, charts)
+    return _Group("Rank histograms", note, charts)
 
 
 def _shown(scores: xr.Dataset, most: int) -> list[float]:

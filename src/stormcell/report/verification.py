@@ -36,9 +36,8 @@ def report_verification(
     if "csi" in scores:
         notes.append("CSI, POD, FAR and frequency bias come from counts pooled over all cases.")
     if ensembles(scores) or "wet_threshold" in attrs:
-        notes.append(
-            "Of an ensemble the mean is scored like a single forecast; CRPS, Brier score and ROC are of all its members."
-        )
+        of_all = "CRPS, Brier score and ROC are" if "csi" in scores else "CRPS is"
+        notes.append(f"Of an ensemble the mean is scored like a single forecast; {of_all} of all its members.")
     if "climatology" in attrs:
         notes.append(
             f"The climatology is the mean {attrs['climatology']} of the frames that the model was trained or chosen on; nothing "
