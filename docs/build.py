@@ -134,6 +134,7 @@ def render(template: Path) -> str:
         comparison=comparison,
         default_model=results("default-model"),
         skill=skill(),
+        sst=results("sea-surface-temperature"),
         csi_table=csi_table,
         ensemble_table=ensemble_table,
     )

@@ -235,7 +235,7 @@ def test_bad_options_are_one_sentence(work: Path, capsys: pytest.CaptureFixture[
     refused(capsys, "--thresholds takes numbers", *verify, "--thresholds", "heavy")
     refused(capsys, "--scales takes whole numbers", *verify, "--scales", "2.5")
     refused(capsys, "--scales takes numbers", *verify, "--scales", "inf")
-    refused(capsys, "--against knows persistence, optical-flow", *verify, "--against", "climatology")
+    refused(capsys, "--against knows persistence, optical-flow", *verify, "--against", "magic")
     refused(capsys, "fewer than 3 windows of 4 past and 30 future", *train, "--future", 30)
     assert not list(tmp_path.iterdir())
 

@@ -184,7 +184,7 @@ def test_the_advice_is_true(count: int) -> None:
 
 
 def test_the_network_is_told_which_pixels_are_missing() -> None:
-    x = network_input(np.array([[[0.5, np.nan], [0.0, 0.1]]], dtype=np.float32))
+    x = network_input(np.array([[[[0.5, np.nan], [0.0, 0.1]]]], dtype=np.float32))
     assert x.shape == (1, 2, 2, 2)
     assert torch.equal(x[0, 0], torch.tensor([[0.5, 0.0], [0.0, 0.1]]))
     assert torch.equal(x[0, 1], torch.tensor([[1.0, 0.0], [1.0, 1.0]]))

@@ -176,7 +176,10 @@ def test_cascades_of_little_rain(forecast: Callable[[Array, int], Array]) -> Non
 
 
 def test_a_baseline_that_cannot_be_computed_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="--against knows persistence, optical-flow, s-prog, steps, not 'magic'"):
+    with pytest.raises(
+        InputError,
+        match="--against knows persistence, optical-flow, s-prog, steps, climatology, damped-persistence, not 'magic'",
+    ):
         check_baselines(["magic"], rain=True)
     with pytest.raises(InputError, match="optical-flow needs rain frames"):
         check_baselines(["optical-flow"], rain=False)

@@ -69,15 +69,14 @@ def test_verify_an_ensemble(rain: xr.DataArray) -> None:
         verify([ensemble, fcsts[0]], storm)
 
 
-def test_a_plain_quantity_has_thresholds_of_its_own() -> None:
+def test_a_plain_quantity_has_thresholds_only_where_they_are_asked_for() -> None:
     frames = make_frames(280 + fields(0, (8, 20, 20)), units="K")
     fcst = as_forecast(frames.values[4:6], frames.isel(time=slice(0, 4)), 5.0)
     scores = verify(fcst, frames)
     assert scores.attrs["units"] == "K"
-    assert scores.threshold.values.tolist() == [
-        pytest.approx(float(frames.mean()), abs=0.1),
-        pytest.approx(float(frames.mean() + frames.std()), abs=0.1),
-    ]
+    assert not {"csi", "fss", "wet_area", "brier"} & set(scores)
+    assert not json.loads(scores_to_json(scores))["scores"][0]["thresholds"]
+    assert verify(fcst, frames, thresholds=[282]).csi.sel(forecaster="stormcell").min() == 1
 
 
 # --- a model on all cases ---
@@ -169,7 +168,7 @@ def test_json_holds_the_scores(model: Forecaster, rain: xr.DataArray) -> None:
     assert row["cases"] == 40
 
 
-def test_a_model_of_a_plain_quantity_is_verified_at_its_mean_and_a_deviation_above(model: Forecaster) -> None:
+def test_a_model_of_a_plain_quantity_is_verified_without_events(model: Forecaster) -> None:
     from dataclasses import replace
 
     from stormcell.data.units import Transform
@@ -177,7 +176,8 @@ def test_a_model_of_a_plain_quantity_is_verified_at_its_mean_and_a_deviation_abo
     frames = make_frames(280 + fields(0, (9, 16, 16)), units="K")
     kelvin = replace(model, transform=Transform("K", 281.23456, 283.5), card={})
     found = hindcast(kelvin, [frames], scales=(5,))
-    assert found.scores.threshold.values.tolist() == [281.2, 283.5]
+    assert found.scores.threshold.size == 0
+    assert found.scores.rmse.notnull().all()
     assert found.scores.attrs["units"] == "K"
     with pytest.raises(InputError, match="optical-flow needs rain frames"):
         hindcast(kelvin, [frames], against=("optical-flow",))

@@ -591,9 +591,10 @@ def test_arguments_are_those_given_with_sizes_for_each_axis() -> None:
         "engine": "reference",
     }
     lstm = {**given, "peephole": "pixel", "frame_size": (9, 8), "unit_forget_bias": False, "zoneout": (0.4, 0.5)}
+    lstm["periodic_x"] = False
     assert LAYERS["lstm", 2](**lstm).arguments() == lstm
     assert LAYERS["gru", 2](**given, zoneout=0.4).arguments() == {**given, "zoneout": (0.4,)}
-    layers_only = ("num_layers", "bidirectional", "reverse", "batch_first", "dropout", "checkpoint_every")
+    layers_only = ("num_layers", "bidirectional", "reverse", "batch_first", "dropout", "checkpoint_every", "periodic_x")
     of_cell = {name: value for name, value in lstm.items() if name not in layers_only}
     assert CELLS["lstm", 2](**of_cell).arguments() == of_cell
 

@@ -187,6 +187,7 @@ def forecast(
 ) -> None:
     """Forecast from your newest frames. No truth is needed; any number of steps, any frame size."""
     from ..data.axes import grid_spacing
+    from ..data.channels import first_channel, static_file
     from ..data.frames import coarsen as coarsened
     from ..data.frames import find_files, in_memory, open_frames
     from ..forecasting.forecast import load, save_frames
@@ -197,7 +198,8 @@ def forecast(
         if path.suffix.lower() not in (".nc", ".nc4", ".zarr", *pictures):
             raise InputError(f"{path}: expected a file that ends in .nc, .zarr, .png, .gif or .mp4")
         check_writable(path)
-    inputs = {path.resolve() for path in [*find_files(data), model_file(model)]}
+    static = [static_file(said)[0] for said in reading.static]
+    inputs = {path.resolve() for path in [*find_files(data), model_file(model), *static]}
     for path in output:
         if path.resolve() in inputs:
             raise InputError(f"{path} is read for this forecast: give another name to -o")
@@ -208,7 +210,7 @@ def forecast(
             f"the files do not say how large a pixel is; it is taken for {forecaster.grid_spacing_m / 1000:g} km, as in training"
         )
     fcst = forecaster.forecast(frames, steps, members=members, seed=seed, any_grid=any_grid)
-    past = in_memory(frames.isel(time=slice(-forecaster.past, None)))
+    past = in_memory(first_channel(frames).isel(time=slice(-forecaster.past, None)))
     shown = fcst.isel(member=0, drop=True) if "member" in fcst.dims else fcst
     for path in output:
         if path.suffix.lower() not in pictures:
@@ -239,11 +241,14 @@ def verify(
     model: Model = Path(DEFAULT),
     against: Annotated[
         str | None,
-        typer.Option(help="Baselines: persistence, optical-flow (both if left out), s-prog, steps."),
+        typer.Option(
+            help="Baselines: persistence, optical-flow (both if left out), s-prog, steps; of what is not rain "
+            "persistence, climatology, damped-persistence (all if left out)."
+        ),
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Report to write, .html.")] = None,
     thresholds: Annotated[
-        str | None, typer.Option(help="Of events, mm/h or the model's unit; 0.5,2,5,10 for rain.")
+        str | None, typer.Option(help="Of events, mm/h or the model's unit; 0.5,2,5,10 for rain, none for all else.")
     ] = None,
     scales: Annotated[str, typer.Option(help="Widths of FSS windows, pixels.")] = "5,11,21",
     steps: Steps = None,
@@ -260,10 +265,9 @@ def verify(
     Frames that the model was trained or chosen on are left out.
     """
     from ..forecasting.forecast import load
-    from ..forecasting.motion import has_pysteps
     from ..forecasting.processes import AGAIN, asked_for, check_devices, launch
     from ..forecasting.tally import scores_to_json
-    from ..forecasting.verify import hindcast
+    from ..forecasting.verify import hindcast, usual_rivals
     from ..report import print_scores, report_verification
     from ..writing import whole_file
 
@@ -276,15 +280,16 @@ def verify(
     if team.count > 1 and team.by is None:
         raise typer.Exit(launch(team, context.obj, advice=AGAIN))
     forecaster = load(model, device=team.own(device))
+    runs = runs_of_data(data, reading, coarsen)
     if against is None:
-        names = ["persistence"] + (["optical-flow"] if forecaster.transform.rain and has_pysteps() else [])
+        names = usual_rivals(forecaster, runs)
         if forecaster.transform.rain and len(names) == 1 and team.first:
             note("optical flow is left out: pip install 'stormcell[radar]' to compare with it")
     else:
         names = names_in(against)
     result = hindcast(
         forecaster,
-        runs_of_data(data, reading, coarsen),
+        runs,
         against=names,
         steps=steps,
         members=members,

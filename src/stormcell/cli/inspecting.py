@@ -65,6 +65,14 @@ def _about_model(forecaster: Forecaster) -> dict[str, str]:
         "frames": f"{forecaster.past} past, {forecaster.future} ahead, a step of {step_text(forecaster.step)}",
         "grid": "unknown" if spacing is None else f"{spacing / 1000:.3g} km",
     }
+    if getattr(forecaster.network, "periodic_x", False):
+        facts["grid"] += ", around the globe"
+    if forecaster.beside:
+        kinds = (
+            (c.name, f"in {c.transform.units}" if c.digest is None else "which does not change")
+            for c in forecaster.beside
+        )
+        facts["beside"] = ", ".join(f"{name} {kind}" for name, kind in kinds)
     facts |= {role: said for role in ("training", "validation") if (said := _frames_of(card, role))}
     best = card.get("validation", {})
     if best:

@@ -37,7 +37,12 @@ Steps = Annotated[
 
 
 def about_data(
-    variable: Annotated[str | None, typer.Option(rich_help_panel=_ABOUT_DATA, help="Which variable or array.")] = None,
+    variable: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=_ABOUT_DATA, help="Which variable or array; a,b: a is forecast, b seen beside it."
+        ),
+    ] = None,
     units: Annotated[
         str | None, typer.Option(rich_help_panel=_ABOUT_DATA, help="mm/h, dBZ, mm (a step) or any name.")
     ] = None,
@@ -58,6 +63,14 @@ def about_data(
         float | None, typer.Option(rich_help_panel=_ABOUT_DATA, help="Value = gain · pixel + offset.")
     ] = None,
     offset: Annotated[float | None, typer.Option(rich_help_panel=_ABOUT_DATA, help="See --gain.")] = None,
+    static: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE[:VARIABLE]",
+            rich_help_panel=_ABOUT_DATA,
+            help="A field that does not change, seen beside the frames (repeatable).",
+        ),
+    ] = None,
     coarsen: Annotated[
         int, typer.Option(rich_help_panel=_ABOUT_DATA, help="Mean of N×N pixels, over the valid ones.", min=1)
     ] = 1,
@@ -72,7 +85,11 @@ def about_data(
     for option, number in (("--gain", gain), ("--offset", offset)):
         if number is not None and not math.isfinite(number):
             raise InputError(f"{option} must be a number, not {number}")
-    reading = Reading(variable, units, start, step_minutes, missing or None, crs, pair, gain, offset)
+    names = [] if variable is None else names_in(variable)
+    if variable is not None and (not names or len(set(names)) < len(names)):
+        raise InputError(f"--variable takes names with commas between, each once, not {variable!r}")
+    which = names if len(names) > 1 else variable
+    reading = Reading(which, units, start, step_minutes, missing or None, crs, pair, gain, offset, static or ())
     return reading, coarsen
 
 

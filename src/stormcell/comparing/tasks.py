@@ -191,6 +191,8 @@ class FramesTask(Task):
         against: Sequence[str],
     ) -> None:
         everything = [*split.train, *split.validation, *split.test]
+        if any("channel" in run.dims for run in everything):
+            raise InputError("stormcell compare reads one variable: name one in --variable, and leave --static out")
         step = common_step(everything)
         spacing = common_grid_spacing(everything)
         transform = fitted_transform(everything, split.train)

@@ -89,6 +89,15 @@ def grid_spacing(frames: xr.DataArray) -> float | None:
     return float(np.sqrt(dy * dx))
 
 
+def wraps(frames: xr.DataArray) -> bool:
+    """Whether its longitudes go once around the globe, evenly, so that beyond the last column lies the first."""
+    if frames.x.attrs.get("units") != "degrees" or frames.sizes["x"] < 2:
+        return False
+    steps = np.diff(frames.x.values)
+    spacing, most = abs(float(steps.mean())), TOLERANCE * abs(float(steps.mean()))
+    return abs(spacing * frames.sizes["x"] - 360) <= most and bool((np.abs(np.abs(steps) - spacing) <= most).all())
+
+
 def same_grid(a: xr.DataArray, b: xr.DataArray) -> bool:
     """Whether two frames have the same size and, but for a tenth of a pixel, the same x and y."""
     if a.shape[-2:] != b.shape[-2:] or any(a[k].attrs.get("units") != b[k].attrs.get("units") for k in ("x", "y")):

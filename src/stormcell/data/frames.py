@@ -1,9 +1,9 @@
 """`open_frames`: anything that holds frames → a DataArray under one contract, checked once, here.
 
-The contract: dims (time, y, x), float32, NaN where missing, `attrs["units"]`; time strictly increasing, the end of an
-accumulation; y from north to south, x and y in metres or degrees (pixels where nothing is known); CRS as CF `spatial_ref`;
-amounts a step have become rates; rain is never negative; the Z–R pair lies in `attrs["zr"]`, the origin in
-`attrs["source"]`. Values stay on disk until they are used, where the format allows it.
+The contract: dims (time, y, x), or (time, channel, y, x) as `channels` has it; float32, NaN where missing, `attrs["units"]`; time
+strictly increasing, the end of an accumulation; y from north to south, x and y in metres or degrees (pixels where nothing is
+known); CRS as CF `spatial_ref`; amounts a step have become rates; rain is never negative; the Z–R pair lies in `attrs["zr"]`,
+the origin in `attrs["source"]`. Values stay on disk until they are used, where the format allows it.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from .axes import (
     with_crs,
     with_grid,
 )
+from .channels import channels_of, readings, stacked, static_file, with_static
 from .readers.raw import CompanionFile, time_in_name
 from .reading import Reading
 from .units import MARSHALL_PALMER, canonical, from_rain_rate, is_rain, to_rain_rate
@@ -98,6 +99,7 @@ def _read_all(files: Sequence[Path], reading: Reading) -> list[xr.DataArray]:
 def _read(path: Path, reading: Reading) -> xr.DataArray:
     """One file, raw but for its grid. Raises InputError if it cannot be read, whatever its library says."""
     try:
+        assert reading.variable is None or isinstance(reading.variable, str)  # of several, one at a time
         part = with_grid(readers.read(path, reading.variable))
     except InputError:
         raise
@@ -134,6 +136,8 @@ def coarsen(frames: xr.DataArray, n: int) -> xr.DataArray:
         raise InputError(f"frames of {frames.sizes['y']}×{frames.sizes['x']} pixels cannot be coarsened by {n}")
     if n == 1:
         return frames
+    if "channel" in frames.dims:
+        return stacked([coarsen(channel, n) for channel in channels_of(frames)])
     units, zr, attrs = frames.attrs["units"], zr_pair(frames), frames.attrs
     values = _elementwise(frames, lambda v: to_rain_rate(v, units, zr)) if is_rain(units) else frames
     blocks = values.coarsen(y=n, x=n, boundary="trim")
@@ -183,14 +187,14 @@ def check_frames(frames: xr.DataArray) -> xr.DataArray:
     Raises InputError naming what does not fit.
     """
     source = frames.attrs.get("source", "frames")
-    if not {"time", "y", "x"} <= set(frames.dims) or frames.ndim != 3:
+    if set(frames.dims) - {"channel"} != {"time", "y", "x"}:
         raise InputError(f"{source}: expected the axes time, y, x; they have {', '.join(map(str, frames.dims))}")
     if "units" not in frames.attrs:
         raise InputError(f'{source}: attrs["units"] is missing; set "mm/h", "dBZ" or the name of another unit')
     if "time" not in frames.coords or frames.time.dtype.kind != "M":
         raise InputError(f"{source}: expected a time coordinate of datetime64")
     _check_order(frames)
-    frames = frames.assign_coords(time=frames.time.astype("datetime64[ns]")).transpose("time", "y", "x")
+    frames = frames.assign_coords(time=frames.time.astype("datetime64[ns]")).transpose("time", ..., "y", "x")
     for axis in ("x", "y"):
         if axis not in frames.coords or "units" not in frames[axis].attrs:
             return with_grid(frames.astype(np.float32))
@@ -217,7 +221,7 @@ def _check_order(frames: xr.DataArray) -> None:
 def open_frames(
     path: Paths,
     *,
-    variable: str | None = None,
+    variable: str | Sequence[str] | None = None,
     units: str | None = None,
     start: str | None = None,
     step_minutes: float | None = None,
@@ -226,11 +230,14 @@ def open_frames(
     zr: tuple[float, float] | None = None,
     gain: float | None = None,
     offset: float | None = None,
+    static: Sequence[str] = (),
 ) -> xr.DataArray:
     """Frames of one grid from a file, folder, glob or list of files, under the contract at the head of this module.
 
     Reads what `readers` recognises: NetCDF, Zarr, radar products as their services write them, arrays, pictures and grey
-    videos, packed with gzip or not. The options say what the files do not: `variable` where there are several; `units`
+    videos, packed with gzip or not. The options say what the files do not: `variable` where there are several, or
+    a list of them, the first to be forecast, the others channels beside it (`units`, `gain` and `offset` are the first one's);
+    `static`, fields that do not change (FILE or FILE:VARIABLE), as further channels; `units`
     ("mm/h", "dBZ", "mm" a step, or any name); `start` (UTC) and `step_minutes` where there are no times; `missing`, the codes
     of missing pixels; `crs`, anything that pyproj takes; `zr`, the pair (a, b) of Z = a·R^b (Marshall–Palmer if nothing is
     known); `gain` and `offset` of pixel values (value = gain · pixel + offset). Frames finer than `step_minutes` are thinned
@@ -241,10 +248,34 @@ def open_frames(
 
     Raises InputError for anything that a person has to mend, naming the file.
     """
-    reading = Reading(variable, units, start, step_minutes, missing, crs, zr, gain, offset)
-    parts = _read_all(find_files(path), reading)
-    _check_no_forecasts(parts)
-    return _finish(_joined(_with_times(parts, reading)), reading)
+    reading = Reading(variable, units, start, step_minutes, missing, crs, zr, gain, offset, static)
+    channels: list[xr.DataArray] = []
+    for one in readings(reading):
+        parts = _read_all(find_files(path), one)
+        _check_no_forecasts(parts)
+        joined = _joined(_with_times(parts, one))
+        channels.append(_finish(_named_unit(joined) if channels else joined, one))
+    return _with_channels(channels, _static_fields(reading))
+
+
+def _static_fields(reading: Reading) -> list[xr.DataArray]:
+    """Fields (y, x) that do not change, under the contract. Raises InputError as `open_frames` does."""
+    fields = []
+    for said in reading.static:
+        path, name = static_file(said)
+        part = _read(path, Reading(variable=name)).isel(time=0, drop=True).expand_dims("time")
+        field = cleaned(in_units(_named_unit(part.assign_attrs(precipitation=False)), Reading())).isel(time=0)
+        fields.append(field.rename(name or str(field.name or path.stem)))
+    return fields
+
+
+def _named_unit(frames: xr.DataArray) -> xr.DataArray:
+    """With 1 for a unit that the file does not say; what is forecast needs to know its own, what lies beside it does not."""
+    return frames.assign_attrs(units=frames.attrs.get("units") or "1")
+
+
+def _with_channels(channels: Sequence[xr.DataArray], static: Sequence[xr.DataArray]) -> xr.DataArray:
+    return with_static(channels[0] if len(channels) == 1 else stacked(channels), static)
 
 
 def open_runs(data: Sequence[str | Path], reading: Reading | None = None) -> list[xr.DataArray]:
@@ -257,7 +288,14 @@ def open_runs(data: Sequence[str | Path], reading: Reading | None = None) -> lis
     Raises InputError as `open_frames` does.
     """
     reading = reading or Reading()
-    return [_finish(frames, reading) for frames in raw_series(data, reading)]
+    first, *beside = readings(reading)
+    opened = [[_finish(frames, first) for frames in raw_series(data, first)]]
+    opened += [[_finish(_named_unit(frames), one) for frames in raw_series(data, one)] for one in beside]
+    if len({len(series) for series in opened}) > 1:
+        counts = ", ".join(f"{len(series)} of {series[0].name}" for series in opened)
+        raise InputError(f"the variables do not lie side by side: there are {counts} series of frames")
+    static = _static_fields(reading)
+    return [_with_channels(channels, static) for channels in zip(*opened)]
 
 
 def raw_series(data: Sequence[str | Path], reading: Reading) -> list[xr.DataArray]:

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import xarray as xr
 
 from ..errors import InputError
-from .axes import MONTH, area, follows, grid_spacing, step_text, time_step, time_text
+from .axes import MONTH, area, follows, grid_spacing, step_text, time_step, time_text, wraps
+from .channels import readings
 from .frames import cleaned, in_units, raw_series, values, zr_pair
 from .readers.raw import CompanionFile
 from .reading import Reading
@@ -30,6 +31,8 @@ def inspected(data: Sequence[str | Path], reading: Reading | None = None) -> lis
     Raises InputError for what cannot be read. What the files do not say is said to be unknown, with the option that says it.
     """
     reading = reading or Reading()
+    if len(each := readings(reading)) > 1:
+        return [(f"{name}: {one.variable}", facts) for one in each for name, facts in inspected(data, one)]
     dated = True
     try:
         series = raw_series(data, reading)
@@ -112,6 +115,8 @@ def _grid(frames: xr.DataArray) -> str:
     parts.append(f"{spacing / 1000:.3g} km apart")
     if "spatial_ref" in frames.coords:
         parts.append(str(frames.spatial_ref.attrs.get("grid_mapping_name", "a projection")).replace("_", " "))
+    if wraps(frames):
+        parts.append("around the globe")
     place = area(frames)
     if place is not None:
         west, south, east, north = place

@@ -11,7 +11,7 @@ class Reading:
     """The options of `open_frames`, under the same names.
 
     Attributes:
-        variable: which one, where a file holds several.
+        variable: which one, where a file holds several; a list of them are channels, the first is forecast.
         units: "mm/h", "dBZ", "mm" (an amount a step), or any name.
         start: time of the first frame (UTC, ISO 8601), where files bear no times.
         step_minutes: time step, where files bear no times; finer frames are thinned to it.
@@ -19,9 +19,10 @@ class Reading:
         crs: anything that pyproj takes.
         zr: (a, b) of Z = a·R^b.
         gain, offset: value = gain · pixel + offset.
+        static: fields that do not change, FILE or FILE:VARIABLE each, as further channels.
     """
 
-    variable: str | None = None
+    variable: str | Sequence[str] | None = None
     units: str | None = None
     start: str | None = None
     step_minutes: float | None = None
@@ -30,3 +31,4 @@ class Reading:
     zr: tuple[float, float] | None = None
     gain: float | None = None
     offset: float | None = None
+    static: Sequence[str] = ()

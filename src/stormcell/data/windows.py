@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 
 from ..errors import InputError
 from .axes import Step, advance, follows, step_text, time_step
+from .channels import channels_of
 from .frames import coarsen as coarsened
 from .frames import in_memory, values, zr_pair
 from .units import Transform
@@ -253,20 +254,25 @@ def _cut(runs: list[xr.DataArray], length: int, step: Step) -> tuple[list[xr.Dat
 
 
 def network_input(encoded: npt.NDArray[np.float32]) -> Tensor:
-    """Encoded frames (…, Y, X), NaN where missing → (…, 2, Y, X): value, 0 where missing, and validity, 0 or 1."""
+    """Encoded frames (…, C, Y, X), NaN where missing → (…, 2C, Y, X): of each channel value, 0 where missing, and validity, 0
+    or 1.
+    """
     valid = np.isfinite(encoded)
-    return torch.from_numpy(np.stack([np.where(valid, encoded, np.float32(0)), valid.astype(np.float32)], axis=-3))
+    both = np.stack([np.where(valid, encoded, np.float32(0)), valid.astype(np.float32)], axis=-3)
+    return torch.from_numpy(both).flatten(-4, -3)
 
 
 Sample = dict[str, Tensor]
 
 
 class Windows(Dataset[Sample]):
-    """Windows of past and future as tensors: x (P, 2, Y, X), y and valid (F, 1, Y, X).
+    """Windows of past and future as tensors: x (P, 2C, Y, X), y and valid (F, 1, Y, X), which are of the first channel.
 
-    Of each window a crop is drawn, from a few tries the first with enough valid and wet pixels, and for rain it is turned
-    and mirrored at random: weather comes from everywhere. Every draw follows from (seed, epoch, index) alone. With
-    `fixed=N` there are at most N samples, spread evenly over the windows, the same in each epoch and unturned.
+    Of each window a crop is drawn, from a few tries the first with enough valid and wet pixels, and for rain alone it is turned
+    and mirrored at random: weather comes from everywhere. With `periodic`, of grids that go around the globe, a crop has all
+    longitudes, and begins at any of them instead. Every draw follows from (seed, epoch, index) alone. With `fixed=N` there are
+    at most N samples, spread evenly over the windows, the same in each epoch and unturned. `beside` transforms the channels
+    after the first.
 
     Values stay in memory up to MEMORY_LIMIT; beyond, each window is read from disk.
     """
@@ -281,15 +287,20 @@ class Windows(Dataset[Sample]):
         crop: int,
         seed: int = 0,
         fixed: int | None = None,
+        periodic: bool = False,
+        beside: Sequence[Transform] = (),
     ) -> None:
         self.transform, self.past, self.future = transform, past, future
+        self.transforms = (transform, *beside)  # of the channels
         self.runs = [run for run in runs if len(self.starts(run))]
         self.seed, self.epoch = seed, 0
-        smallest = min(min(run.sizes["y"], run.sizes["x"]) for run in self.runs)
-        self.crop = min(crop, smallest)
+        height, width = (min(run.sizes[axis] for run in self.runs) for axis in ("y", "x"))
+        self.crop = min(crop, height) if periodic else min(crop, height, width)
+        self.crop_x = width if periodic else self.crop
+        self.periodic = periodic
         self.windows = [(r, t) for r, run in enumerate(self.runs) for t in self.starts(run)]
         pixels = sum(run.sizes["y"] * run.sizes["x"] * len(self.starts(run)) for run in self.runs)
-        self.crops_a_window = max(1, round(pixels / len(self.windows) / self.crop**2))
+        self.crops_a_window = max(1, round(pixels / len(self.windows) / (self.crop * self.crop_x)))
         self.fixed = None if fixed is None else min(fixed, len(self.windows) * self.crops_a_window)
         self.in_memory = fits_memory(self.runs)
         self._encoded = [self._encode(run) for run in self.runs] if self.in_memory else []
@@ -299,14 +310,16 @@ class Windows(Dataset[Sample]):
         return range(run.sizes["time"] - self.past - self.future + 1)
 
     def _encode(self, run: xr.DataArray) -> npt.NDArray[np.float32]:
-        return self.transform.encode(values(run), run.attrs["units"], zr_pair(run))
+        channels = zip(self.transforms, channels_of(run))
+        encoded = [t.encode(values(one), one.attrs["units"], zr_pair(one)) for t, one in channels]
+        return encoded[0][:, None] if len(encoded) == 1 else np.stack(encoded, axis=1)
 
     def frames(self, run: int, start: int) -> npt.NDArray[np.floating[Any]]:
-        """Encoded past and future of the window that begins there (past + future, Y, X), NaN where missing."""
+        """Encoded past and future of the window that begins there (past + future, C, Y, X), NaN where missing."""
         return self.read(run, slice(start, start + self.past + self.future))
 
     def read(self, run: int, time: slice) -> npt.NDArray[np.float32]:
-        """Encoded frames of a run."""
+        """Encoded frames of a run (T, C, Y, X)."""
         return self._encoded[run][time] if self.in_memory else self._encode(self.runs[run].isel(time=time))
 
     def __len__(self) -> int:
@@ -324,21 +337,24 @@ class Windows(Dataset[Sample]):
         rng = np.random.default_rng([self.seed, epoch, index])
         frames = self.frames(*self.window(index))
         y, x = self._draw_crop(frames, rng)
-        frames = frames[:, y : y + self.crop, x : x + self.crop].astype(np.float32, copy=False)
-        if self.transform.rain and not self.fixed:
-            frames = np.rot90(frames, int(rng.integers(4)), axes=(1, 2))
-            frames = frames[:, :, ::-1] if rng.integers(2) else frames
+        frames = frames[..., y : y + self.crop, x : x + self.crop_x].astype(np.float32, copy=False)
+        if self.periodic and not self.fixed:
+            frames = np.roll(frames, int(rng.integers(self.crop_x)), axis=-1)
+        elif self.transform.rain and len(self.transforms) == 1 and not self.fixed:
+            frames = np.rot90(frames, int(rng.integers(4)), axes=(-2, -1))
+            frames = frames[..., ::-1] if rng.integers(2) else frames
         x_tensor = network_input(frames[: self.past])
-        target = network_input(frames[self.past :])
+        target = network_input(frames[self.past :, :1])
         return {"x": x_tensor, "y": target[:, :1], "valid": target[:, 1:] > 0}
 
     def _draw_crop(self, frames: npt.NDArray[np.floating[Any]], rng: np.random.Generator) -> tuple[int, int]:
+        frames = frames[:, 0]
         height, width = frames.shape[1:]
         best, best_score = (0, 0), -1.0
         for _ in range(_CROP_TRIES):
             y = int(rng.integers(height - self.crop + 1))
-            x = int(rng.integers(width - self.crop + 1))
-            seen = frames[:: max(len(frames) // 2, 1), y : y + self.crop : 2, x : x + self.crop : 2]
+            x = int(rng.integers(width - self.crop_x + 1))
+            seen = frames[:: max(len(frames) // 2, 1), y : y + self.crop : 2, x : x + self.crop_x : 2]
             valid = float(np.isfinite(seen).mean())
             wet = float((seen >= WET).mean()) if self.transform.rain else valid
             score = min(valid, 0.5) + min(wet, 0.05)

@@ -56,6 +56,8 @@ def supports(case: Case) -> str | None:
         return "its backward knows no normalised convolutions"
     if case.zoneout:
         return "its backward knows no zoneout"
+    if case.form.periodic_x:
+        return "its backward does not go around a periodic axis"
     if not case.dtype.is_floating_point:
         return "it computes with real floating-point numbers"
     if case.transformed:

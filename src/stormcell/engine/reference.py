@@ -49,12 +49,21 @@ class Form(NamedTuple):
     cell: str = "lstm"  # or "gru"
     norm_groups: int = 1  # of channels that are normalised together, where weights have gains
     zoneout: tuple[float, ...] = ()  # probability of keeping the old value, for each tensor of the state
+    periodic_x: bool = False  # what lies beyond an end of the last axis is its other end, and not zeros
 
     def same_size(self) -> Form:
         """The form of what leaves the size as it is: recurrent convolutions, and layers above the first."""
         ones = (1,) * len(self.stride)
         return Form(  # spelt out: torch.compile in torch 2.6 knows no _replace
-            ones, "same", ones, self.activation, self.recurrent_activation, self.cell, self.norm_groups, self.zoneout
+            ones,
+            "same",
+            ones,
+            self.activation,
+            self.recurrent_activation,
+            self.cell,
+            self.norm_groups,
+            self.zoneout,
+            self.periodic_x,
         )
 
 
@@ -102,6 +111,9 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, form: Form, drop: T
         groups = drop.shape[1]
         x = (x.unsqueeze(1) * drop.to(x.dtype)).flatten(1, 2)
     margins = pads(tuple(x.shape[2:]), tuple(weight.shape[2:]), form)
+    if form.periodic_x and any(margins[-1]):
+        x = nnf.pad(x, [*margins[-1], *[0, 0] * (len(margins) - 1)], mode="circular")
+        margins[-1] = (0, 0)
     if all(isinstance(after, int) and before == after for before, after in margins):
         padding = tuple(before for before, _ in margins)
     else:

@@ -64,6 +64,7 @@ def supports(case: Case) -> str | None:
             kernel == (5, 5) and case.hidden_channels < FEWEST
         ),
         "a map of one pixel has nothing to transform": max(case.size) == 1,
+        "its tiles do not go around a periodic axis": case.form.periodic_x,
         "a norm needs all of a map before its gates": case.norm,
         "zoneout draws, or mixes, in each step": case.zoneout,
         "a mask for each gate would need four products": case.dropout == "gate",

@@ -70,7 +70,7 @@ class AlignedWindows(Windows):
         assert step is not None
         past = frames_needed(step, self.ages)
         span = past + math.ceil(self.leads[-1] / step - 1e-6)
-        rates = self.transform.decode(self.read(run, slice(start, start + span)), "mm/h")
+        rates = self.transform.decode(self.read(run, slice(start, start + span))[:, 0], "mm/h")
         seen, later = rates[:past], rates[past:]
         motion = torch.from_numpy((motion_field(seen) / step).astype(np.float32))[None]
         fields = list(aligned(seen, [step * (k + 1 - past) for k in range(past)], motion, self.ages))
@@ -84,4 +84,4 @@ class AlignedWindows(Windows):
             else:
                 field = torch.from_numpy(later[k])[None, None]
                 fields.append(sample(field, places[:, number], mode="nearest")[0, 0].numpy())
-        return self.transform.encode(np.stack(fields), "mm/h").astype(np.float16)
+        return self.transform.encode(np.stack(fields), "mm/h").astype(np.float16)[:, None]

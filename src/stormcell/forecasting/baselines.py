@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from ..data.axes import Step
 from ..errors import InputError
+from .climatology import CLIMATOLOGICAL, Climatology
 from .motion import THRESHOLD_MM_H, ZERO_DBR, Array, after_blanks, motion_field, pysteps, to_dbr
 
 Baseline = Callable[[Array, int], Array]
@@ -149,12 +150,19 @@ BASELINES: dict[str, Baseline] = {
 RAIN_ONLY = ("optical-flow", "s-prog", "steps")
 
 
-def check_baselines(names: list[str], *, rain: bool) -> list[str]:
-    """The names, once each, if they are baselines that can be computed on such frames. Raises InputError if not."""
+def check_baselines(names: list[str], *, rain: bool, climatology: bool = False) -> list[str]:
+    """The names, once each, if they are baselines that can be computed on such frames, where a climatology of them is known
+    or not. Raises InputError if not.
+    """
     names = list(dict.fromkeys(names))
     for name in names:
-        if name not in BASELINES:
-            raise InputError(f"--against knows {', '.join(BASELINES)}, not {name!r}")
+        if name not in (*BASELINES, *CLIMATOLOGICAL):
+            raise InputError(f"--against knows {', '.join((*BASELINES, *CLIMATOLOGICAL))}, not {name!r}")
+        if name in CLIMATOLOGICAL and not climatology:
+            raise InputError(
+                f"{name} needs the climatology of a model of a plain quantity that was trained on this grid; leave it out of "
+                "--against"
+            )
         if name in RAIN_ONLY:
             if not rain:
                 raise InputError(f"{name} needs rain frames, in mm/h or dBZ; leave it out of --against")
@@ -163,18 +171,29 @@ def check_baselines(names: list[str], *, rain: bool) -> list[str]:
 
 
 def baselines_on(
-    names: Sequence[str], *, spacing_m: float | None, step: Step | None, seed: int = 0
+    names: Sequence[str],
+    *,
+    spacing_m: float | None,
+    step: Step | None,
+    seed: int = 0,
+    climatology: Climatology | None = None,
 ) -> tuple[dict[str, Baseline], dict[str, dict[str, Any]]]:
     """Baselines told the grid and the step of the frames, and the settings of those that have any, for the record.
 
-    Where the grid spacing is unknown, 1 km is taken. Raises InputError if steps is asked of frames a month apart.
+    Where the grid spacing is unknown, 1 km is taken. Those that know a climatology are bound to their times case by case, and
+    only have settings here. Raises InputError if steps is asked of frames a month apart.
     """
-    chosen = {name: BASELINES[name] for name in names}
+    chosen = {name: BASELINES[name] for name in names if name in BASELINES}
     settings: dict[str, dict[str, Any]] = {}
     for name in (name for name in names if name in RAIN_ONLY):
         settings[name] = {"pysteps": version("pysteps"), "motion": "lucaskanade", "threshold_mm_h": THRESHOLD_MM_H}
         if name != "optical-flow":
             settings[name] |= {"zero_dbr": ZERO_DBR, **_CASCADE, "ar_order": "2, or 1 after two frames of rain"}
+    for name in (name for name in names if name in CLIMATOLOGICAL):
+        assert climatology is not None  # `check_baselines`
+        settings[name] = {"means": climatology.kind}
+        if name == "damped-persistence":
+            settings[name] |= {"damping_a_step": climatology.damping}
     if "steps" in chosen:
         if isinstance(step, str):
             raise InputError(f"steps needs frames minutes apart, not a {step}; leave it out of --against")

@@ -6,6 +6,7 @@ grid spacing, past and future lengths, the frames it was trained and chosen on, 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,8 @@ import xarray as xr
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from ..data.axes import MONTH, Step, advance, grid_spacing, step_text, time_step, time_text
+from ..data.axes import MONTH, Step, advance, grid_spacing, step_text, time_step, time_text, wraps
+from ..data.channels import channels_of, described, first_channel
 from ..data.frames import check_frames, values, zr_pair
 from ..data.units import Transform, from_rain_rate, is_rain, to_rain_rate
 from ..data.windows import Sample, Windows, network_input, split_at_gaps
@@ -31,13 +33,24 @@ from ..nn.convlstm import ConvLSTM2d
 from ..nn.forecaster import EncoderForecaster
 from ..writing import whole_file
 from .bundled import model_file
+from .climatology import Climatology
 from .losses import Sums, summed_error
 
 FORMAT = 1
+_CLIMATOLOGY = "climatology"  # among the weights in a file
 _PYSTEPS_NAMES = {"mm/h": "precip_intensity", "dBZ": "reflectivity"}
 Steps = int | Sequence[float]  # so many from the newest frame on, or these: [0.5, 2] is half a step ahead, and two
 THRESHOLDS_MM_H = (0.5, 2.0, 5.0, 10.0)
 SPACING_TOLERANCE = 0.25
+
+
+@dataclass(frozen=True)
+class Channel:
+    """What a model reads beside what it forecasts; `digest` tells the field, where it is one that does not change."""
+
+    name: str
+    transform: Transform
+    digest: str | None = None
 
 
 @dataclass
@@ -45,12 +58,14 @@ class Forecaster:
     """A network with all that is needed to use it on frames: `load(path).forecast(frames, steps=18)`.
 
     Attributes:
-        network: (B, past, 2, Y, X) → (B, steps, 1, Y, X), in the encoded range; channels value and validity.
+        network: (B, past, 2C, Y, X) → (B, steps, 1, Y, X), in the encoded range; value and validity of each channel.
         transform: from units to the encoded range.
         step: time step, minutes or "month".
         past, future: frames it reads, and frames it was trained to forecast.
         grid_spacing_m: grid spacing it was trained on, or None.
         card: all else that the model file says.
+        climatology: of the frames it was made with, of a plain quantity on one grid; else None.
+        beside: channels that it reads beside the one that it forecasts.
 
     This one reads and forecasts in the ground's coordinates, any quantity; `LagrangianForecaster` in the storm's, rain.
     """
@@ -66,6 +81,8 @@ class Forecaster:
     future: int
     grid_spacing_m: float | None
     card: dict[str, Any]
+    climatology: Climatology | None = None
+    beside: tuple[Channel, ...] = ()
 
     @classmethod
     def against(cls, units: str, step: Step) -> str | None:
@@ -84,10 +101,22 @@ class Forecaster:
         hidden_channels: Sequence[int],
         kernel_size: int,
         patch: int,
+        periodic: bool = False,
+        beside: Sequence[Channel] = (),
     ) -> Forecaster:
-        """With weights as torch draws them. Raises InputError if such a model cannot learn such frames."""
-        network = EncoderForecaster(2, hidden_channels, kernel_size, patch=patch, peephole="channel", out_channels=1)
-        return cls(network, transform, step, past, future, grid_spacing_m, {})
+        """With weights as torch draws them; `periodic`: for grids that go around the globe. Raises InputError if such a model
+        cannot learn such frames.
+        """
+        network = EncoderForecaster(
+            2 + 2 * len(beside),
+            hidden_channels,
+            kernel_size,
+            patch=patch,
+            peephole="channel",
+            out_channels=1,
+            periodic_x=periodic,
+        )
+        return cls(network, transform, step, past, future, grid_spacing_m, {}, beside=tuple(beside))
 
     @classmethod
     def span(cls, step: Step, past: int, future: int) -> tuple[int, int]:
@@ -101,7 +130,15 @@ class Forecaster:
 
     def windows(self, runs: Sequence[xr.DataArray], **options: Any) -> Windows:
         """Samples to train on, or to choose by."""
-        return Windows(runs, self.transform, past=self.past, future=self.future, **options)
+        return Windows(
+            runs,
+            self.transform,
+            past=self.past,
+            future=self.future,
+            periodic=self.network.periodic_x,
+            beside=[c.transform for c in self.beside],
+            **options,
+        )
 
     def errors(self, batch: Sample, draws: np.random.Generator | None = None) -> Sums:
         """What training minimises the mean of. What is left to chance in training follows from `draws`."""
@@ -123,9 +160,36 @@ class Forecaster:
             )
         return str(source)
 
+    def _check_channels(self, frames: xr.DataArray, *, any_grid: bool) -> None:
+        """Raise InputError if frames have not the channels that the model reads, in their order."""
+        source, theirs = frames.attrs.get("source", "frames"), described(frames)
+        names = [str(self.card.get("variable", theirs[0][0])), *(c.name for c in self.beside if c.digest is None)]
+        if len(names) != sum(not static for *_, static in theirs):
+            raise InputError(
+                f"{source}: the model reads {len(names)} of its variables: give --variable {','.join(names)}"
+            )
+        wanted = [c.name for c in self.beside if c.digest is not None]
+        given = [name for name, _, static in theirs if static]
+        if wanted != given:
+            again = " ".join(f"--static FILE:{name}" for name in wanted)
+            advice = f"give {again}, as in training" if wanted else "leave --static out"
+            raise InputError(
+                f"{source}: the model reads {', '.join(wanted) or 'no static field'} beside the frames, and "
+                f"{', '.join(given) or 'none'} is given: {advice}"
+            )
+        for channel, (name, units, _), one in zip(self.beside, theirs[1:], channels_of(frames)[1:]):
+            if not channel.transform.accepts(units):
+                raise InputError(f"{source}: {name} is in {units}, and the model reads {channel.transform.units} there")
+            if channel.digest not in (None, static_digest(one)) and not any_grid:
+                raise InputError(
+                    f"{source}: {name} is another field than the one of that name in training; give that one, or --any-grid "
+                    "to go on all the same"
+                )
+
     def suited(self, frames: xr.DataArray, *, any_grid: bool = False) -> Forecaster:
         """The forecaster for such frames. Raises InputError if unit, time step or grid spacing are not the model's."""
         source = self._checked_unit(frames)
+        self._check_channels(frames, any_grid=any_grid)
         step = time_step(frames.time.values)
         if step is not None and step != self.step and not close(step, self.step, 0.02):
             advice = "use a model trained on that step"
@@ -133,6 +197,11 @@ class Forecaster:
                 advice = f"give --step-minutes {self.step:g} to thin them"
             raise InputError(
                 f"{source} has a frame every {step_text(step)}, the model one every {step_text(self.step)}: {advice}"
+            )
+        if self.network.periodic_x and (not wraps(frames) or frames.sizes["x"] % self.network.patch):
+            raise InputError(
+                f"{source} has {frames.sizes['x']} columns, which do not go around the globe, or not in patches of "
+                f"{self.network.patch}; the model's grid does: use a model trained on this grid"
             )
         spacing = grid_spacing(frames)
         if any_grid or spacing is None or self.grid_spacing_m is None:
@@ -149,21 +218,23 @@ class Forecaster:
         return self
 
     def fields(self, past: npt.NDArray[np.float32], steps: Steps) -> npt.NDArray[np.float32]:
-        """Frames (past, Y, X), rain in mm/h, NaN where missing → forecast (steps, Y, X).
+        """Frames (past, [C,] Y, X) as `quantities` has them, NaN where missing → forecast (steps, Y, X).
 
         Missing only where all past frames are. Raises InputError for a part of a step.
         """
         wanted = lead_steps(steps)
         if any(k % 1 for k in wanted):
             raise InputError(f"this model forecasts whole steps of {step_text(self.step)}, not {wanted}")
-        units = "mm/h" if self.transform.rain else self.transform.units
+        transforms = [self.transform, *(channel.transform for channel in self.beside)]
+        channels = past[:, None] if past.ndim == 3 else past
+        encoded = [t.encode(channels[:, k], "mm/h" if t.rain else t.units) for k, t in enumerate(transforms)]
         device = next(self.network.parameters()).device
         self.network.eval()
         with torch.no_grad():
-            x = network_input(self.transform.encode(past, units))[None].to(device)
+            x = network_input(np.stack(encoded, axis=1))[None].to(device)
             y = self.network(x, int(wanted[-1]))[0, [int(k) - 1 for k in wanted], 0].float().cpu().numpy()
-        y[:, ~np.isfinite(past).any(axis=0)] = np.nan
-        return self.transform.decode(y, units)
+        y[:, ~np.isfinite(channels[:, 0]).any(axis=0)] = np.nan
+        return self.transform.decode(y, "mm/h" if self.transform.rain else self.transform.units)
 
     def ensemble(
         self, past: npt.NDArray[np.float32], steps: Steps, *, members: int, seed: int = 0
@@ -201,15 +272,13 @@ class Forecaster:
             )
         newest = newest.isel(time=slice(-suited.past, None))
         units, zr = frames.attrs["units"], zr_pair(frames)
-        past = values(newest)
-        if self.transform.rain:
-            past = to_rain_rate(past, units, zr)
+        past = quantities(newest)
         found = (
             suited.fields(past, leads) if members is None else suited.ensemble(past, leads, members=members, seed=seed)
         )
         if self.transform.rain:
             found = from_rain_rate(found, units, zr)
-        return as_forecast(found.astype(np.float32), newest, suited.step, leads)
+        return as_forecast(found.astype(np.float32), first_channel(newest), suited.step, leads)
 
     def architecture(self) -> dict[str, Any]:
         """The arguments that make this network anew."""
@@ -224,6 +293,7 @@ class Forecaster:
             "peephole": layer.peephole,
             "out_channels": self.network.out_channels,
             "readout": self.network.readout,
+            "periodic_x": self.network.periodic_x,
         }
 
     @classmethod
@@ -243,10 +313,28 @@ class Forecaster:
             "past": self.past,
             "future": self.future,
             "grid_spacing_m": self.grid_spacing_m,
+            "beside": [{"name": c.name, "transform": c.transform.to_json(), "digest": c.digest} for c in self.beside],
+            "climatology": None if self.climatology is None else self.climatology.to_json(),
         }
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}
+        if self.climatology is not None:
+            weights[_CLIMATOLOGY] = torch.from_numpy(self.climatology.means)
         with whole_file(Path(path)) as temporary:
             temporary.write_bytes(save(weights, metadata={"stormcell": json.dumps(header)}))
+
+
+def quantities(frames: xr.DataArray) -> npt.NDArray[np.float32]:
+    """Values as models and baselines take them (T, Y, X), of several channels (T, C, Y, X): rain in mm/h."""
+    found = []
+    for one in channels_of(frames):
+        units = one.attrs["units"]
+        found.append(to_rain_rate(values(one), units, zr_pair(one)) if is_rain(units) else values(one))
+    return found[0] if "channel" not in frames.dims else np.stack(found, axis=1)
+
+
+def static_digest(channel: xr.DataArray) -> str:
+    """What tells a field that does not change from another."""
+    return hashlib.blake2b(values(channel.isel(time=0)).tobytes(), digest_size=8).hexdigest()
 
 
 def lead_steps(steps: Steps) -> list[float]:
@@ -310,6 +398,11 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Forecaster:
 
         kind: Any = MODELS[card.get("model", Forecaster.kind)]
         network, own = kind.built(card["architecture"])
+        if card.get("climatology"):
+            own["climatology"] = Climatology(weights.pop(_CLIMATOLOGY).numpy(), **card["climatology"])
+        own["beside"] = tuple(
+            Channel(one["name"], Transform.from_json(one["transform"]), one["digest"]) for one in card.get("beside", [])
+        )
         network.load_state_dict(weights)
         if card["step"] != MONTH and not float(card["step"]) > 0:
             raise ValueError(f"a step of {card['step']}")

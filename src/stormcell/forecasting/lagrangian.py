@@ -26,7 +26,7 @@ from ..errors import InputError
 from ..nn.advection import paths, sample
 from ..nn.exceedance import ExceedanceForecaster
 from .exceedance import LEVELS_MM_H, best_field, member, noise, stratified
-from .forecast import SPACING_TOLERANCE, Forecaster, Steps, close, lead_steps
+from .forecast import SPACING_TOLERANCE, Channel, Forecaster, Steps, close, lead_steps
 from .losses import Sums, exceedance_error
 from .motion import Array, motion_field, pysteps
 
@@ -111,8 +111,10 @@ class LagrangianForecaster(Forecaster):
         hidden_channels: Sequence[int],
         kernel_size: int,
         patch: int,
+        periodic: bool = False,
+        beside: Sequence[Channel] = (),
     ) -> LagrangianForecaster:
-        against = cls.against(transform.units, step)
+        against = "reads rain alone, without other channels" if beside else cls.against(transform.units, step)
         if against is not None:
             raise InputError(f"--model lagrangian {against}: use --model plain")
         assert not isinstance(step, str)
@@ -145,7 +147,7 @@ class LagrangianForecaster(Forecaster):
         levels = transform.encode(np.array(LEVELS_MM_H, dtype=np.float32), "mm/h").tolist()
         net = ExceedanceForecaster(levels, len(ages), lead_minutes=lead_minutes, **network)
         past = frames_needed(lead_minutes, ages)
-        return cls(net, transform, lead_minutes, past, future, grid_spacing_m, {}, ages)
+        return cls(net, transform, lead_minutes, past, future, grid_spacing_m, {}, ages=ages)
 
     @classmethod
     def span(cls, step: Step, past: int, future: int) -> tuple[int, int]:
@@ -200,6 +202,7 @@ class LagrangianForecaster(Forecaster):
     def suited(self, frames: xr.DataArray, *, any_grid: bool = False) -> LagrangianForecaster:
         """This forecaster for frames of this step and grid. Raises InputError where it cannot serve them."""
         source = self._checked_unit(frames)
+        self._check_channels(frames, any_grid=any_grid)
         step = time_step(frames.time.values)
         if step is None:
             return self
@@ -269,7 +272,7 @@ class LagrangianForecaster(Forecaster):
     def _logits(self, storm: _Storm) -> Iterator[Tensor]:
         """(K, Y, X) for each lead time, in the storm's coordinates."""
         device = next(self.network.parameters()).device
-        x = network_input(self.transform.encode(storm.past, "mm/h"))[None].to(device)
+        x = network_input(self.transform.encode(storm.past, "mm/h")[:, None])[None].to(device)
         self.network.eval()
         with torch.inference_mode():
             for logits in self.network.leads(x, storm.minutes):

@@ -11,9 +11,11 @@ MODELS: dict[str, type[Forecaster]] = {kind.kind: kind for kind in (Forecaster, 
 AUTO = "auto"
 
 
-def kind_for(name: str, units: str, step: Step) -> type[Forecaster]:
-    """Of this name; "auto" is lagrangian for rain whose motion can be followed, if pysteps is there, and plain for all else."""
+def kind_for(name: str, units: str, step: Step, *, channels: int = 1) -> type[Forecaster]:
+    """Of this name; "auto" is lagrangian for rain alone whose motion can be followed, if pysteps is there, and plain for all
+    else.
+    """
     if name != AUTO:
         return MODELS[name]
-    moves = LagrangianForecaster.against(units, step) is None and has_pysteps()
+    moves = channels == 1 and LagrangianForecaster.against(units, step) is None and has_pysteps()
     return LagrangianForecaster if moves else Forecaster

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -41,13 +41,15 @@ BLOCK_MINUTES = 60.0
 FEWEST_BLOCKS = 5
 _RESAMPLES = 1000
 _COUNTS = ("hits", "misses", "false_alarms", "correct_negatives")
-_BY_LEAD = ("mse", "mae", "correlation", "crps", "relative_power")
+_BY_LEAD = ("mse", "rmse", "mae", "bias", "correlation", "acc", "crps", "relative_power")
 _BY_EVENT = ("csi", "pod", "far", "frequency_bias", "brier", "brier_skill", "roc_area")
+_ALONE = ("cases", "valid_share", "observed_wet_area", "observed_mean", "wet_area", "mean_value")  # without intervals
 SCORES = (*_BY_LEAD, *_BY_EVENT, "fss")
 _EVENT = ("lead_time", "threshold")
 _SUMS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("n", "pixels", "o", "oo", "o_wet", "o_band"), ("lead_time",)),
+    **dict.fromkeys(("n", "pixels", "o", "oo", "o_wet", "o_band", "oo_anomaly"), ("lead_time",)),
     **dict.fromkeys(("se", "ae", "f", "ff", "fo", "f_wet", "crps", "f_band"), ("forecaster", "lead_time")),
+    **dict.fromkeys(("ff_anomaly", "fo_anomaly"), ("forecaster", "lead_time")),
     **dict.fromkeys((*_COUNTS, "brier"), ("forecaster", *_EVENT)),
     **dict.fromkeys(("fss_num", "fss_den"), ("forecaster", *_EVENT, "scale")),
     **dict.fromkeys(("o_power", "modes"), ("lead_time", "wavelength")),
@@ -82,24 +84,29 @@ class Tally:
     Attributes:
         forecasters: names, the first is what is verified.
         thresholds: of events (value ≥ threshold), in the unit of the values; scales: widths of FSS windows in pixels.
-        wet: threshold of the wet area.
+        wet: threshold of the wet area, of rain.
         rain: values are rain rates in mm/h: below `wet` nothing is ranked, and spectra are of dBR.
         spacing_m: grid spacing, if it is known: relative power needs it.
+        block_minutes: how long a block of cases is, for the intervals.
     """
 
     forecasters: Sequence[str]
     thresholds: Sequence[float]
     scales: Sequence[int]
-    wet: float
+    wet: float = np.inf
     rain: bool = True
     spacing_m: float | None = None
+    block_minutes: float = BLOCK_MINUTES
     times: list[np.datetime64] = field(default_factory=list)
     members: dict[str, int] = field(default_factory=dict)
     _sums: list[Sums] = field(default_factory=list)
 
-    def add(self, reference: np.datetime64, truth: Array, fcsts: Mapping[str, Array]) -> None:
+    def add(
+        self, reference: np.datetime64, truth: Array, fcsts: Mapping[str, Array], climate: Array | None = None
+    ) -> None:
         """One case: truth (L, Y, X), and of each forecaster a forecast (L, Y, X) or an ensemble (M, L, Y, X).
 
+        `climate` (L, Y, X) is what is usual at these times: anomalies are what differs from it.
         NaN where missing; a pixel counts where the truth and all members of all forecasters have a value. Raises InputError if
         a forecaster has not as many members as in the cases before.
         """
@@ -132,6 +139,8 @@ class Tally:
             )
             for k, members in enumerate(fields):
                 self._add_values(sums, k, lead, members, obs, valid)
+                if climate is not None:
+                    self._add_anomalies(sums, k, lead, members, obs, np.where(valid, climate[lead], np.nan))
             for e, name in enumerate(self.ensembles):
                 self._add_members(sums, e, lead, rows[name][:, lead, valid].astype(np.float64), seen, rng)
             self._add_power(sums, lead, [members[0] for members in fields], obs, valid)
@@ -175,6 +184,14 @@ class Tally:
                 parts = fss_parts(field, obs_map, valid, threshold=threshold, scale=scale)
                 sums["fss_num"][k, lead, j, s], sums["fss_den"][k, lead, j, s] = parts
 
+    @staticmethod
+    def _add_anomalies(sums: Sums, k: int, lead: int, members: Array, truth: Array, climate: Array) -> None:
+        usual = np.isfinite(climate)
+        middle = climate[usual].astype(np.float64)
+        f, o = members.mean(axis=0, dtype=np.float64)[usual] - middle, truth[usual] - middle
+        sums["oo_anomaly"][lead] = (o**2).sum()
+        sums["ff_anomaly"][k, lead], sums["fo_anomaly"][k, lead] = (f**2).sum(), (f * o).sum()
+
     def _add_members(
         self, sums: Sums, e: int, lead: int, members: Floats, obs: Floats, rng: np.random.Generator
     ) -> None:
@@ -217,7 +234,7 @@ class Tally:
         and of ensembles bin, roc_point and rank.
         """
         order = np.argsort(np.array(self.times), kind="stable")
-        blocks = assign_blocks([self.times[k] for k in order])
+        blocks = assign_blocks([self.times[k] for k in order], self.block_minutes)
         count = int(blocks[-1]) + 1
         block_sums = {}
         for name in self._sums[0]:
@@ -231,7 +248,7 @@ class Tally:
             "ensemble": self.ensembles,
         }
         whole = {name: value.sum(axis=0) for name, value in block_sums.items()}
-        pooled = _scores(whole, coords)
+        pooled = _scores(whole, coords, rain=self.rain)
         rng = np.random.default_rng(seed)
         draws = rng.multinomial(count, np.full(count, 1 / count), size=_RESAMPLES).astype(np.float64)
         enough = count >= FEWEST_BLOCKS
@@ -253,17 +270,17 @@ class Tally:
         if self.spacing_m is not None:
             km = {"scale_km": "scale", "wavelength_km": "wavelength"}
             pooled = pooled.assign_coords(
-                {name: (dim, pooled[dim].values * self.spacing_m / 1000) for name, dim in km.items()}
+                {name: (dim, pooled[dim].values * self.spacing_m / 1000) for name, dim in km.items() if dim in pooled}
             )
         pooled.attrs = {
             "units": units,
             "cases": len(self.times),
             "blocks": count,
-            "block_minutes": BLOCK_MINUTES,
-            "interval": f"95 % intervals from a bootstrap over {count} blocks of {BLOCK_MINUTES:g} minutes or more"
+            "block_minutes": self.block_minutes,
+            "interval": f"95 % intervals from a bootstrap over {count} blocks of {length_text(self.block_minutes)} or more"
             if enough
             else f"too few blocks for an interval ({count}; {FEWEST_BLOCKS} are needed)",
-            "wet_threshold": self.wet,
+            **({"wet_threshold": self.wet} if self.rain else {}),
             "spectrum": "dBR" if self.rain else units,
             "band_km": list(BAND_KM),
         }
@@ -309,13 +326,18 @@ class Tally:
         return xr.Dataset({name: (own, found[name]) for name, own in dims.items()})
 
 
-def assign_blocks(times: Sequence[np.datetime64]) -> npt.NDArray[np.int64]:
+def length_text(minutes: float) -> str:
+    """60 minutes, or 92 days."""
+    return f"{minutes:g} minutes" if minutes < 2880 else f"{minutes / 1440:.0f} days"
+
+
+def assign_blocks(times: Sequence[np.datetime64], minutes: float = BLOCK_MINUTES) -> npt.NDArray[np.int64]:
     """Number of the block that each case is in; `times` ascend. A block holds the cases of an hour, whatever their place.
 
     What is left at the end of a run, less than an hour, joins the block before it; a run that is shorter as a whole is a
-    block of its own. Blocks start an hour apart or more.
+    block of its own. Blocks start an hour apart or more. `minutes` is another length than an hour.
     """
-    hour = np.timedelta64(round(BLOCK_MINUTES * 60), "s")
+    hour = np.timedelta64(round(minutes * 60), "s")
     moments = sorted(set(times))
     spacing = min((b - a for a, b in zip(moments, moments[1:])), default=hour)
     blocks: list[list[np.datetime64]] = []
@@ -334,61 +356,77 @@ def assign_blocks(times: Sequence[np.datetime64]) -> npt.NDArray[np.int64]:
     return np.array([number[time] for time in times])
 
 
-def _scores(sums: Sums, coords: dict[str, Any], leading: str | None = None) -> xr.Dataset:
+def _scores(sums: Sums, coords: dict[str, Any], leading: str | None = None, *, rain: bool = True) -> xr.Dataset:
     """Sums → scores; `leading` is a first dimension of draws."""
-    from scores.categorical import BasicContingencyManager
-
     first = () if leading is None else (leading,)
 
     def array(name: str) -> xr.DataArray:
         own = _SUMS[name]
         return xr.DataArray(sums[name], dims=(*first, *own), coords={d: coords[d] for d in own if d in coords})
 
-    hits, misses, false_alarms, negatives = (array(name) for name in _COUNTS)
-    total = hits + misses + false_alarms + negatives
-    table = BasicContingencyManager(
-        {
-            "tp_count": hits,
-            "fn_count": misses,
-            "fp_count": false_alarms,
-            "tn_count": negatives,
-            "total_count": total,
-        }
-    )
     n, f, o = array("n"), array("f"), array("o")
     with np.errstate(divide="ignore", invalid="ignore"):
         covariance = array("fo") - f * o / n
         variances = (array("ff") - f**2 / n) * (array("oo") - o**2 / n)
-        brier, frequency = array("brier") / n, (hits + misses) / total
-        uncertainty = frequency * (1 - frequency)
         result = {
-            "csi": table.critical_success_index(),
-            "pod": table.probability_of_detection(),
-            "far": table.false_alarm_ratio(),
-            "frequency_bias": table.frequency_bias().where(hits + misses > 0),
             "mse": array("se") / n,
+            "rmse": np.sqrt(array("se") / n),
             "mae": array("ae") / n,
+            "bias": (f - o) / n,
             "correlation": covariance / np.sqrt(variances.where(variances > 0)),
-            "fss": 1 - array("fss_num") / array("fss_den").where(array("fss_den") > 0),
             "crps": array("crps") / n,
-            "brier": brier,
-            "brier_skill": 1 - brier / uncertainty.where(uncertainty > 0),
         }
+        if sums["oo_anomaly"].any():
+            result["acc"] = _anomaly_correlation(*map(array, ("ff_anomaly", "oo_anomaly", "fo_anomaly")))
         if sums["o_band"].any():
             result["relative_power"] = array("f_band") / array("o_band").where(array("o_band") > 0)
-        if coords["ensemble"]:
+        if coords["threshold"]:
+            result |= _event_scores(array, n)
+        if coords["threshold"] and coords["ensemble"]:
             area = array("said").isel(rank=0).copy(data=roc_area(sums["said"], sums["came"]))
             result["roc_area"] = area.rename(ensemble="forecaster").reindex(forecaster=coords["forecaster"])
         if leading is None:
-            result |= dict(zip(_COUNTS, (hits, misses, false_alarms, negatives)))
-            result |= {
-                "wet_area": array("f_wet") / n,
-                "mean_value": f / n,
-                "observed_wet_area": array("o_wet") / n,
-                "observed_mean": o / n,
-                "valid_share": n / array("pixels"),
-            }
+            result |= {name: array(name) for name in _COUNTS}
+            if rain:
+                result |= {"wet_area": array("f_wet") / n, "observed_wet_area": array("o_wet") / n}
+            result |= {"mean_value": f / n, "observed_mean": o / n, "valid_share": n / array("pixels")}
     return xr.Dataset(result)
+
+
+def _anomaly_correlation(ff: xr.DataArray, oo: xr.DataArray, fo: xr.DataArray) -> xr.DataArray:
+    """Of sums of products of anomalies, uncentred, as WeatherBench 2 has it (Rasp et al. 2024); NaN where one has none.
+
+    A forecast that is the climatology has rounding for anomalies: a millionth of the observed ones counts as none.
+    """
+    product = ff.where(ff > 1e-12 * oo) * oo
+    return fo / np.sqrt(product.where(product > 0))
+
+
+def _event_scores(array: Callable[[str], xr.DataArray], n: xr.DataArray) -> dict[str, xr.DataArray]:
+    """Scores of events at thresholds."""
+    from scores.categorical import BasicContingencyManager
+
+    hits, misses, false_alarms, negatives = (array(name) for name in _COUNTS)
+    total = hits + misses + false_alarms + negatives
+    counts = {
+        "tp_count": hits,
+        "fn_count": misses,
+        "fp_count": false_alarms,
+        "tn_count": negatives,
+        "total_count": total,
+    }
+    table = BasicContingencyManager(counts)
+    brier, frequency = array("brier") / n, (hits + misses) / total
+    uncertainty = frequency * (1 - frequency)
+    return {
+        "csi": table.critical_success_index(),
+        "pod": table.probability_of_detection(),
+        "far": table.false_alarm_ratio(),
+        "frequency_bias": table.frequency_bias().where(hits + misses > 0),
+        "fss": 1 - array("fss_num") / array("fss_den").where(array("fss_den") > 0),
+        "brier": brier,
+        "brier_skill": 1 - brier / uncertainty.where(uncertainty > 0),
+    }
 
 
 def scores_to_json(scores: xr.Dataset) -> str:
@@ -405,8 +443,7 @@ def scores_to_json(scores: xr.Dataset) -> str:
                 "forecaster": str(name),
                 "lead_minutes": float(lead / np.timedelta64(1, "s")) / 60,
                 "members": int(at.members),
-                **{key: _plain(at[key]) for key in ("cases", "valid_share", "observed_wet_area", "observed_mean")},
-                **{key: _plain(at[key]) for key in ("wet_area", "mean_value")},
+                **{key: _plain(at[key]) for key in _ALONE if key in at},
                 **_with_intervals(at, _BY_LEAD),
                 "spectrum": _rows(at, "wavelength", ("wavelength", "wavelength_km", "power", "observed_power")),
             }

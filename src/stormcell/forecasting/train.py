@@ -32,14 +32,17 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from torch import Tensor, nn
 
 from .. import __version__
-from ..data.axes import Step, area, common_grid_spacing, grid_spacing
+from ..data.axes import Step, area, common_grid_spacing, grid_spacing, wraps
 from ..data.batches import Batches
+from ..data.channels import channels_of, first_channel
+from ..data.channels import described as described_channels
 from ..data.frames import values, zr_pair
 from ..data.units import Transform
 from ..data.windows import Sample, Split, Windows, common_step, count_windows, split_or_advise
 from ..errors import InputError
 from ..writing import check_writable
-from .forecast import SPACING_TOLERANCE, Forecaster, close, load
+from .climatology import Climatology
+from .forecast import SPACING_TOLERANCE, Channel, Forecaster, close, load, static_digest
 from .loop import CtrlC, Last, on_device, quiet
 from .losses import Sums, mean
 from .models import AUTO, MODELS, kind_for
@@ -63,7 +66,8 @@ class Recipe:
         minutes: stop after so many; epochs: stop after so many (an epoch sees every pixel about once).
         crop: side of the square that is cut from the frames, in pixels.
         batch: crops an update, of all processes together.
-        hidden_channels, kernel_size, patch: of the network (see EncoderForecaster); patch None: 4, of lagrangian models 8.
+        hidden_channels, kernel_size, patch: of the network (see EncoderForecaster); patch None: 4, of lagrangian models 8;
+            on grids that go around the globe the largest up to 4 that divides their columns.
         learning_rate: the highest; it rises over the first 5 % and falls as a cosine to nothing. None: 0.001, for
             lagrangian models 0.015, and with `base` a fifth of that.
         base: model file whose weights, architecture and lengths are gone on with, or None.
@@ -248,18 +252,27 @@ def plan(
     step = common_step(everything)
     spacing = common_grid_spacing(everything)
     begun = None if recipe.base is None else _begun(Path(recipe.base), everything)
-    kind = kind_for(recipe.model, everything[0].attrs["units"], step) if begun is None else type(begun)
-    recipe = _whole(recipe, kind)
+    channels = len(described_channels(everything[0]))
+    kind = type(begun) if begun else kind_for(recipe.model, everything[0].attrs["units"], step, channels=channels)
+    width = _columns_around(everything)
+    recipe = _whole(recipe, kind, width)
     if begun is None:
         past, future = kind.span(step, recipe.past, recipe.future)
     else:
         past, future = begun.past, begun.frames_ahead
     split = split_or_advise(runs, past, future, validation=validation, test=test, test_from=test_from)
-    transform = fitted_transform(everything, split.train)
+    transform, *others = fitted_transforms(everything, split.train)
     for name, part in (("training", split.train), ("validation", split.validation)):
-        if not any(np.isfinite(values(run.isel(time=t))).any() for run in part for t in range(run.sizes["time"])):
+        seen = map(first_channel, part)
+        if not any(np.isfinite(values(run.isel(time=t))).any() for run in seen for t in range(run.sizes["time"])):
             raise InputError(f"every pixel of the {name} frames is missing: check --missing, --gain and --variable")
-    forecaster = begun or _drawn(recipe, transform, step, spacing)
+    beside = [
+        Channel(str(one.name), own, static_digest(one) if one.attrs["static"] else None)
+        for own, one in zip(others, channels_of(everything[0])[1:])
+    ]
+    forecaster = begun or _drawn(recipe, transform, step, spacing, periodic=width is not None, beside=beside)
+    if not transform.rain:
+        forecaster.climatology = Climatology.of([*map(first_channel, [*split.train, *split.validation])])
     training = forecaster.windows(split.train, crop=recipe.crop, seed=recipe.seed)
     chosen = forecaster.windows(split.validation, crop=recipe.crop, seed=recipe.seed, fixed=_VALIDATION_SAMPLES)
     frames = described(training, "training") + described(chosen, "validation")
@@ -267,12 +280,26 @@ def plan(
     identity = json.dumps({"recipe": asdict(fixed), "frames": [f["digest"] for f in frames]}, sort_keys=True)
     frames += forecaster.card.get("frames", [])  # what a model was begun with, it has seen
     forecaster.card |= {"frames": frames, "recipe": asdict(recipe)}
+    if begun is None:
+        forecaster.card["variable"] = str(first_channel(everything[0]).name or "")
     return Plan(split, recipe, training, chosen, forecaster, identity)
 
 
-def _whole(recipe: Recipe, kind: type[Forecaster]) -> Recipe:
-    """With what is usual for a kind of model in the place of None."""
+def _columns_around(runs: Sequence[xr.DataArray]) -> int | None:
+    """How many columns go around the globe, if they do in all runs, and are as many."""
+    widths = {run.sizes["x"] if wraps(run) else None for run in runs}
+    return widths.pop() if len(widths) == 1 else None
+
+
+def _whole(recipe: Recipe, kind: type[Forecaster], columns: int | None) -> Recipe:
+    """With what is usual for a kind of model in the place of None. A patch divides the columns that go around the globe."""
     patch, rate = kind.usual["patch"], kind.usual["learning_rate"]
+    if columns is not None and recipe.base is None and kind is Forecaster:
+        patch = max(n for n in range(1, patch + 1) if columns % n == 0)
+        if columns % (recipe.patch or patch):
+            raise InputError(
+                f"--patch {recipe.patch} does not divide the {columns} columns that go around the globe: --patch {patch} does"
+            )
     return replace(
         recipe,
         model=kind.kind,
@@ -281,7 +308,15 @@ def _whole(recipe: Recipe, kind: type[Forecaster]) -> Recipe:
     )
 
 
-def _drawn(recipe: Recipe, transform: Transform, step: Step, spacing: float | None) -> Forecaster:
+def _drawn(
+    recipe: Recipe,
+    transform: Transform,
+    step: Step,
+    spacing: float | None,
+    *,
+    periodic: bool,
+    beside: Sequence[Channel],
+) -> Forecaster:
     assert recipe.patch is not None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -294,6 +329,8 @@ def _drawn(recipe: Recipe, transform: Transform, step: Step, spacing: float | No
             hidden_channels=recipe.hidden_channels,
             kernel_size=recipe.kernel_size,
             patch=recipe.patch,
+            periodic=periodic,
+            beside=beside,
         )
 
 
@@ -311,6 +348,12 @@ def _begun(path: Path, runs: Sequence[xr.DataArray]) -> Forecaster:
             )
         suited.append(model.suited(run))
     return suited[0]
+
+
+def fitted_transforms(runs: Sequence[xr.DataArray], training: Sequence[xr.DataArray]) -> list[Transform]:
+    """As `fitted_transform`, of each channel."""
+    channels = zip(zip(*map(channels_of, runs)), zip(*map(channels_of, training)))
+    return [fitted_transform(several, some) for several, some in channels]
 
 
 def fitted_transform(runs: Sequence[xr.DataArray], training: Sequence[xr.DataArray]) -> Transform:
@@ -383,7 +426,7 @@ def dry_run(plan: Plan) -> dict[str, str]:
     return {
         "windows": f"{len(plan.training.windows)} training, {len(plan.validation.windows)} validation, "
         f"{count_windows(plan.split.test, length)} set aside",
-        "samples an epoch": f"{len(plan.training)} crops of {plan.training.crop}×{plan.training.crop} pixels",
+        "samples an epoch": f"{len(plan.training)} crops of {plan.training.crop}×{plan.training.crop_x} pixels",
         "parameters": f"{parameters:,}",
         "memory": f"{(sum(kept.values()) + 16 * parameters) / 2**20:.0f} MB for an update of {recipe.batch}, "
         + (f"{frames / 2**20:.0f} MB for frames" if plan.training.in_memory else "frames stay on disk"),

@@ -4,6 +4,7 @@ start time (`hindcast`). Rain is verified in mm/h, anything else in its own unit
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,18 +13,22 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from ..data.axes import advance, area, grid_spacing, time_step, time_text
-from ..data.frames import check_frames, values, zr_pair
-from ..data.units import is_rain, to_rain_rate
+from ..data.axes import Step, advance, area, grid_spacing, time_step, time_text
+from ..data.channels import first_channel
+from ..data.frames import check_frames
+from ..data.units import is_rain
 from ..data.windows import common_step, split_at_gaps
 from ..errors import InputError, reason
 from .baselines import Array, Baseline, baselines_on, check_baselines
-from .forecast import THRESHOLDS_MM_H, Forecaster
+from .climatology import CLIMATOLOGICAL, Climatology
+from .forecast import THRESHOLDS_MM_H, Forecaster, quantities
+from .motion import has_pysteps
 from .processes import AGAIN, gathered, processes, together
-from .tally import Tally
+from .tally import BLOCK_MINUTES, Tally
 
 SCALES = (5, 11, 21)
 WET_MM_H = 0.1
+_SHORTEST_MONTH_MINUTES = 28 * 1440
 
 
 # --- one forecast, as a library ---
@@ -37,19 +42,21 @@ def verify(
     past: int = 4,
     thresholds: Sequence[float] | None = None,
     scales: Sequence[int] = SCALES,
+    climatology: Climatology | None = None,
 ) -> xr.Dataset:
     """Scores of one forecast, or of several of the same lead times, against observed frames on the same grid.
 
     A forecast may be an ensemble, with a dimension `member`; what is scored of single forecasts is its mean then.
 
     `against` names baselines, made from the `past` frames of `obs` up to each reference time. `thresholds` are in mm/h for
-    rain (dBZ is converted), else in the frames' unit; default 0.5, 2, 5, 10 mm/h, or mean and mean + deviation of `obs`.
-    `scales` are widths of FSS windows in pixels.
+    rain (dBZ is converted), else in the frames' unit; default 0.5, 2, 5, 10 mm/h, and none for a plain quantity.
+    `scales` are widths of FSS windows in pixels. `climatology` is a model's, `load(path).climatology`.
 
-    Returns a Dataset over forecaster, lead_time, threshold, scale: csi, pod, far, frequency_bias, mse, mae, correlation,
-    fss, crps, brier, brier_skill (over the observed frequency) and, on a known grid of 2 km or finer, relative_power (at
-    wavelengths of 4 to 16 km, over the observed), each with an `_interval`; hits, misses, false_alarms, correct_negatives;
-    wet_area, mean_value and what was observed of both; power and observed_power by wavelength in pixels; valid_share,
+    Returns a Dataset over forecaster, lead_time, threshold, scale: mse, rmse, mae, bias (the mean error), correlation and,
+    with a climatology, acc (anomaly correlation coefficient); of events csi, pod, far, frequency_bias, fss; crps, brier,
+    brier_skill (over the observed frequency) and, on a known grid of 2 km or finer, relative_power (at wavelengths of 4 to
+    16 km, over the observed), each with an `_interval`; hits, misses, false_alarms, correct_negatives; mean_value, of rain
+    wet_area, and what was observed of both; power and observed_power by wavelength in pixels; valid_share,
     cases, members. Ensembles have roc_area with its interval too, roc_pod over pofd, rank_share over rank, and a
     reliability diagram over bin: forecasts, forecast_probability, observed_frequency, and the `consistency` that a reliable
     one would have. NaN where a score is undefined. CRPS and Brier score are those of the members as they are.
@@ -62,23 +69,18 @@ def verify(
         raise InputError("there is no forecast to verify")
     if past < 1:
         raise InputError(f"past must be 1 or more, not {past}")
-    obs = check_frames(obs)
+    obs = first_channel(check_frames(obs))
     units = obs.attrs["units"]
     rain = is_rain(units)
-    names = check_baselines(list(against), rain=rain)
-    rivals, settings = baselines_on(names, spacing_m=grid_spacing(obs), step=time_step(obs.time.values))
-    truth_all = _quantity(values(obs), obs)
-    known = truth_all[np.isfinite(truth_all)]
-    mean, deviation = (float(known.mean()), float(known.std())) if known.size else (0.0, 1.0)
-    levels = _levels(thresholds, rain=rain, low=mean, high=mean + deviation)
-    tally = Tally(
-        ["stormcell", *names],
-        levels[0],
-        tuple(dict.fromkeys(scales)),
-        levels[1],
-        rain=rain,
-        spacing_m=grid_spacing(obs),
+    if climatology is not None and not climatology.fits(obs):
+        raise InputError("the observed frames and the climatology lie on different grids")
+    names = check_baselines(list(against), rain=rain, climatology=climatology is not None)
+    rivals, settings = baselines_on(
+        names, spacing_m=grid_spacing(obs), step=time_step(obs.time.values), climatology=climatology
     )
+    truth_all = quantities(obs)
+    span = time_step(obs.time.values), len(_leads(fcsts[0]))
+    tally = _tally(["stormcell", *names], obs, thresholds, scales, rain=rain, span=span)
     index = {t: k for k, t in enumerate(obs.time.values)}
     for several in fcsts:
         members = several.transpose("member", ...) if "member" in several.dims else several.expand_dims("member")
@@ -90,8 +92,7 @@ def verify(
             raise InputError("the forecast and the observed frames lie on different grids")
         if len(one) != fcsts[0].sizes["time"]:
             raise InputError(f"forecasts of {fcsts[0].sizes['time']} and of {len(one)} steps cannot be pooled")
-        if "forecast_reference_time" not in one.coords:
-            raise InputError("the forecast has no forecast_reference_time: is it a forecast?")
+        _leads(one)
         reference = one.forecast_reference_time.values.astype("datetime64[ns]")
         truth = np.full(one.shape, np.nan, dtype=np.float32)
         for k, time in enumerate(one.time.values):
@@ -99,17 +100,70 @@ def verify(
                 truth[k] = truth_all[index[time]]
         if not np.isfinite(truth).any():
             raise InputError("no observed frame has a valid time of the forecast: give the frames after it")
-        fields: dict[str, Array] = {"stormcell": np.stack([_quantity(values(member), member) for member in checked])}
+        fields: dict[str, Array] = {"stormcell": np.stack([quantities(member) for member in checked])}
         if names:
             if reference not in index:
                 raise InputError("baselines need the observed frames up to the reference time of the forecast")
             end = index[reference] + 1
             run = split_at_gaps(obs.isel(time=slice(None, end)))[-1]
             before = truth_all[end - min(past, run.sizes["time"]) : end]
-            fields |= _forecasts(rivals, before, len(truth), reference)
-        tally.add(reference, truth, fields)
-    lead = fcsts[0].time.values - fcsts[0].forecast_reference_time.values
-    return tally.scores(lead, units="mm/h" if rain else units).assign_attrs(rivals=settings)
+            fields |= _forecasts(
+                _with_times(names, rivals, climatology, reference, one.time.values), before, len(truth), reference
+            )
+        tally.add(reference, truth, fields, None if climatology is None else climatology.at(one.time.values))
+    attrs = {"rivals": settings} | ({} if climatology is None else {"climatology": climatology.kind})
+    return tally.scores(_leads(fcsts[0]), units="mm/h" if rain else units).assign_attrs(attrs)
+
+
+def _leads(fcst: xr.DataArray) -> npt.NDArray[np.timedelta64]:
+    if "forecast_reference_time" not in fcst.coords:
+        raise InputError("the forecast has no forecast_reference_time: is it a forecast?")
+    return np.asarray(fcst.time.values - fcst.forecast_reference_time.values)
+
+
+def _tally(
+    names: Sequence[str],
+    frames: xr.DataArray,
+    thresholds: Sequence[float] | None,
+    scales: Sequence[int],
+    *,
+    rain: bool,
+    span: tuple[Step | None, int],
+) -> Tally:
+    """Sums to begin with. Of a plain quantity, which may change slowly, a block of cases is as long as a forecast: `span` is
+    its step and how many. Months are taken for the shortest one, so that as many of them always fill a block.
+    """
+    step, count = span
+    each = _SHORTEST_MONTH_MINUTES if isinstance(step, str) else step or 0.0
+    return Tally(
+        names,
+        _levels(thresholds, rain=rain),
+        tuple(dict.fromkeys(scales)),
+        WET_MM_H if rain else np.inf,
+        rain=rain,
+        spacing_m=grid_spacing(frames),
+        block_minutes=BLOCK_MINUTES if rain else max(BLOCK_MINUTES, each * count),
+    )
+
+
+def _with_times(
+    names: Sequence[str],
+    rivals: Mapping[str, Baseline],
+    climatology: Climatology | None,
+    now: np.datetime64,
+    later: npt.NDArray[np.datetime64],
+) -> dict[str, Baseline]:
+    """The rivals of one case, those that ask for the time among them."""
+    if climatology is None:
+        return dict(rivals)
+    timed = [name for name in names if name in CLIMATOLOGICAL]
+    return {**rivals, **{name: functools.partial(_by_climatology, name, climatology, now, later) for name in timed}}
+
+
+def _by_climatology(
+    name: str, climatology: Climatology, now: np.datetime64, later: npt.NDArray[np.datetime64], past: Array, steps: int
+) -> Array:
+    return CLIMATOLOGICAL[name](climatology, past, now, later)
 
 
 def _forecasts(rivals: Mapping[str, Baseline], past: Array, steps: int, reference: np.datetime64) -> dict[str, Array]:
@@ -127,22 +181,14 @@ def _forecasts(rivals: Mapping[str, Baseline], past: Array, steps: int, referenc
     return found
 
 
-def _quantity(data: Array, frames: xr.DataArray) -> Array:
-    """Values as they are verified: rain in mm/h, anything else as it is."""
-    units = frames.attrs["units"]
-    return to_rain_rate(data, units, zr_pair(frames)) if is_rain(units) else data
-
-
-def _levels(
-    thresholds: Sequence[float] | None, *, rain: bool, low: float, high: float
-) -> tuple[tuple[float, ...], float]:
-    """Thresholds of events and of the wet area; `low` and `high` are the default for a plain quantity."""
+def _levels(thresholds: Sequence[float] | None, *, rain: bool) -> tuple[float, ...]:
+    """Thresholds of events. A plain quantity has none that are of use to everyone."""
     if thresholds is None:
-        thresholds = THRESHOLDS_MM_H if rain else (float(f"{low:.4g}"), float(f"{high:.4g}"))
+        return THRESHOLDS_MM_H if rain else ()
     chosen = tuple(dict.fromkeys(float(t) for t in thresholds))
     if not chosen or not np.isfinite(chosen).all():
         raise InputError("--thresholds must be one number or more, such as 0.5,2,5")
-    return chosen, WET_MM_H if rain else chosen[0]
+    return chosen
 
 
 # --- a model on all cases of a set of runs ---
@@ -212,7 +258,10 @@ def hindcast(
     Raises InputError if unit, step or grid do not fit the model, if no case is left, or if a baseline cannot be computed.
     """
     transform, units = forecaster.transform, "mm/h" if forecaster.transform.rain else forecaster.transform.units
-    names = list(against) if isinstance(against, Mapping) else check_baselines(list(against), rain=transform.rain)
+    climatology = climatology_of(forecaster, runs)
+    names = list(against)
+    if not isinstance(against, Mapping):
+        names = check_baselines(names, rain=transform.rain, climatology=climatology is not None)
     suited = [forecaster.suited(run, any_grid=any_grid) for run in runs]
     if len({one.step for one in suited}) > 1:
         common_step(runs)
@@ -244,16 +293,12 @@ def hindcast(
     if isinstance(against, Mapping):
         rivals = dict(against)
     else:
-        rivals, settings = baselines_on(names, spacing_m=grid_spacing(runs[0]), step=forecaster.step)
-    levels = _levels(thresholds, rain=transform.rain, low=transform.low, high=transform.high)
-    spacing = grid_spacing(runs[0])
-    tally = Tally(
-        ["stormcell", *(["ensemble"] if members else []), *names],
-        levels[0],
-        tuple(dict.fromkeys(scales)),
-        levels[1],
-        rain=transform.rain,
-        spacing_m=spacing,
+        rivals, settings = baselines_on(
+            names, spacing_m=grid_spacing(runs[0]), step=forecaster.step, climatology=climatology
+        )
+    forecasters = ["stormcell", *(["ensemble"] if members else []), *names]
+    tally = _tally(
+        forecasters, runs[0], thresholds, scales, rain=transform.rain, span=(forecaster.step, int(scored[-1]) + 1)
     )
     picks = {(2 * k + 1) * len(fresh) // (2 * sample_count) for k in range(sample_count)}
     samples = []
@@ -261,14 +306,16 @@ def hindcast(
     share = slice(team.rank, None, team.count)
     for number, (r, t) in zip(range(len(fresh))[share], progress(fresh[share])):
         case = runs[r].isel(time=slice(t, t + length))
-        past, truth = np.split(_quantity(values(case), case), [forecaster.past])
-        reference = case.time.values[forecaster.past - 1]
-        theirs = _forecasts(rivals, past, steps, reference)
-        ours = _ours(suited[r], past, wanted, members)
-        tally.add(reference, truth[scored], ours | {name: field[..., scored, :, :] for name, field in theirs.items()})
+        seen_past, truth = np.split(quantities(case), [forecaster.past])
+        past, truth = (part if part.ndim == 3 else part[:, 0] for part in (seen_past, truth))
+        reference, later = case.time.values[forecaster.past - 1], case.time.values[forecaster.past :]
+        theirs = _forecasts(_with_times(names, rivals, climatology, reference, later), past, steps, reference)
+        ours = _ours(suited[r], seen_past, wanted, members)
+        shown = ours | {name: field[..., scored, :, :] for name, field in theirs.items()}
+        tally.add(reference, truth[scored], shown, None if climatology is None else climatology.at(later[scored]))
         if number in picks:
-            future = case.isel(time=slice(forecaster.past, None))
-            whole = ours if len(wanted) == steps else _ours(suited[r], past, range(1, steps + 1), members)
+            future = first_channel(case).isel(time=slice(forecaster.past, None))
+            whole = ours if len(wanted) == steps else _ours(suited[r], seen_past, range(1, steps + 1), members)
             samples.append((number, _sample(future, reference, {"observed": truth, **whole, **theirs})))
     with together(AGAIN):
         parts = gathered((tally, samples))
@@ -280,6 +327,8 @@ def hindcast(
     lead = np.array([advance(first, forecaster.step, int(k) + 1) - first for k in scored])
     scores = tally.scores(lead, units=units)
     scores.attrs["rivals"] = settings
+    if climatology is not None:
+        scores.attrs["climatology"] = climatology.kind
     scores.attrs["left_out_cases"] = left_out
     scores.attrs["left_out_frames"] = int(sum(k.sum() for k in known))
     return Hindcast(scores, [sample for _, sample in sorted(found, key=lambda numbered: numbered[0])])
@@ -288,6 +337,19 @@ def hindcast(
 def _ours(forecaster: Forecaster, past: Array, steps: Sequence[float], members: int | None) -> dict[str, Array]:
     fields = {"stormcell": forecaster.fields(past, steps)}
     return fields if not members else fields | {"ensemble": forecaster.ensemble(past, steps, members=members)}
+
+
+def climatology_of(forecaster: Forecaster, runs: Sequence[xr.DataArray]) -> Climatology | None:
+    """The model's, if it has one and all runs lie on its grid."""
+    own = forecaster.climatology
+    return own if own is not None and all(own.fits(run) for run in runs) else None
+
+
+def usual_rivals(forecaster: Forecaster, runs: Sequence[xr.DataArray]) -> list[str]:
+    """Baselines to verify against unless told otherwise: what can be had, and is quick."""
+    if forecaster.transform.rain:
+        return ["persistence", *(["optical-flow"] if has_pysteps() else [])]
+    return ["persistence", *(CLIMATOLOGICAL if climatology_of(forecaster, runs) else ())]
 
 
 def _apart(cases: Sequence[Start], runs: Sequence[xr.DataArray], minutes: float) -> list[Start]:

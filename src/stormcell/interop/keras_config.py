@@ -248,6 +248,7 @@ def _refused(layer: ConvLSTM, keras: int) -> list[str]:
         (layer.peephole is not None, "peepholes"),
         (layer.recurrent_kernel_size != layer.kernel_size, "a recurrent kernel of a size of its own"),
         (_padding(layer) is None, f"the padding {layer.padding!r}, which is neither 'same' nor 'valid'"),
+        (layer.periodic_x, "a periodic axis"),
         (layer.norm is not None, f"norm={layer.norm!r}"),
         (any(layer.zoneout), "zoneout"),
         (layer.dropout > 0 and layer.num_layers > 1, "dropout between layers"),

@@ -520,6 +520,7 @@ def _check_expressible(layer: Any, ours: Weights, path: str, layout: str) -> Non
         is not torch.sigmoid,
         "zoneout": any(layer.zoneout),
         "norm": layer.norm is not None,
+        "periodic_x": layer.periodic_x,
     }
     arguments = layer.arguments()
     wrong = [f"{name}={arguments[name]!r}" for name, differs in unlike.items() if differs]

@@ -100,6 +100,7 @@ class ConvLSTM(_LSTM, RecurrentLayer):
         norm: str | None = None,
         norm_groups: int | None = None,
         checkpoint_every: int | None = None,
+        periodic_x: bool = False,
         engine: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -122,6 +123,9 @@ class ConvLSTM(_LSTM, RecurrentLayer):
             norm_groups=norm_groups,
             engine=engine,
         )
+        if periodic_x and padding != "same":
+            raise ValueError(f'periodic_x=True goes with padding="same". Received: {padding!r}')
+        self.periodic_x = periodic_x
         self._set_gates(peephole, frame_size, unit_forget_bias)
         self._set_up(
             bias=bias,
@@ -133,6 +137,14 @@ class ConvLSTM(_LSTM, RecurrentLayer):
             checkpoint_every=checkpoint_every,
             factory={"device": device, "dtype": dtype},
         )
+
+    def _fits(self, frame: tuple[int, ...]) -> None:
+        super()._fits(frame)
+        reach = max(self.kernel_size[-1] * self.dilation[-1], self.recurrent_kernel_size[-1]) // 2
+        if self.periodic_x and reach > frame[-1] // self.stride[-1]:
+            raise ValueError(
+                f"kernels of a periodic axis reach once around it at most, {reach} pixels. Received: {frame}"
+            )
 
     def forward(
         self,
@@ -271,6 +283,8 @@ class ConvLSTM2d(ConvLSTM):
             `norm_hh_l0` per channel; the bias is the shift (Ba et al. 2016, eq. 20, without its norm of c).
         checkpoint_every: keep the state after every so many steps only, and compute the steps between once more in the
             backward: less memory for a third more time. Same numbers.
+        periodic_x: the last axis goes around, as longitudes do around the globe: convolutions of frames and of states take
+            what lies beyond one end from the other, and what is rolled along x gives y rolled. With padding "same".
         engine: how the sequence is computed; see `stormcell.engine`.
 
     Under autocast and in half precision the cell state stays in float32.

@@ -72,6 +72,7 @@ class EncoderForecaster(Forecasts):
             None, since frames may have any size.
         patch: frames are folded into patch × patch blocks.
         out_channels: channels of an output frame; None means `in_channels`.
+        periodic_x: the last axis goes around, as in `ConvLSTM2d`; the patch has to divide its length.
         readout: "all" forecaster states feed the output (the paper's ConvLSTM nets) or the "top" one (its FC-LSTM).
 
     Raises:
@@ -89,6 +90,7 @@ class EncoderForecaster(Forecasts):
         peephole: str | None = None,
         out_channels: int | None = None,
         readout: str = "all",
+        periodic_x: bool = False,
         engine: str = "auto",
     ) -> None:
         hidden = tuple(hidden_channels)
@@ -98,7 +100,7 @@ class EncoderForecaster(Forecasts):
         if readout not in ("all", "top"):
             raise ValueError(f'readout must be "all" or "top". Received: {readout!r}')
         self.kernel_size, self.recurrent_kernel_size = kernel_size, recurrent_kernel_size
-        self.peephole, self.readout, self.engine = peephole, readout, engine
+        self.peephole, self.readout, self.periodic_x, self.engine = peephole, readout, periodic_x, engine
         self.encoder = self._stack(in_channels * patch**2, hidden)
         self.forecaster = self._stack(0, hidden[::-1])
         read = sum(hidden) if readout == "all" else hidden[0]
@@ -114,11 +116,16 @@ class EncoderForecaster(Forecasts):
             self.kernel_size,
             recurrent_kernel_size=self.recurrent_kernel_size,
             peephole=self.peephole,
+            periodic_x=self.periodic_x,
             engine=self.engine,
         )
 
     def forward(self, x: Float[Tensor, "B T C Y X"], steps: int) -> Float[Tensor, "B steps C_out Y X"]:
         """Forecast `steps` frames after the last of x."""
+        if self.periodic_x and x.shape[-1] % self.patch:
+            raise ValueError(
+                f"a patch of {self.patch} must divide the length of a periodic axis. Received: {x.shape[-1]}"
+            )
         z = self._fold(x, steps)
         states = []
         for layer in self.encoder:

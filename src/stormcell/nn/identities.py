@@ -49,6 +49,7 @@ def _check_plain(layer: ConvLSTM) -> None:
         "recurrent_dropout": layer.recurrent_dropout > 0,
         "zoneout": any(layer.zoneout),
         "norm": layer.norm is not None,
+        "periodic_x": layer.periodic_x,
     }
     received = [f"{name}={getattr(layer, name)!r}" for name, there in foreign.items() if there]
     if received:

@@ -57,6 +57,7 @@ class Recurrent(nn.Module):
     gates: ClassVar[int]
     cell: ClassVar[str]
     state_names: ClassVar[str]
+    periodic_x: bool = False  # an argument of ConvLSTM layers
 
     def __init__(
         self,
@@ -138,6 +139,7 @@ class Recurrent(nn.Module):
             self.cell,
             (self.norm_groups or self.gates) if self.norm == "group" else 1,
             self.zoneout,
+            self.periodic_x,
         )
 
     def _upper_form(self) -> Form:

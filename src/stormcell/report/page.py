@@ -104,6 +104,9 @@ def write_report(
         groups=groups,
         samples=sample_pictures(samples, budget=max(PAGE_BYTES - drawn, PAGE_BYTES // 5)),
         tables=list(_tables(scores)),
+        undefined="for want of events or of valid pixels"
+        if _thresholds(scores)
+        else "for want of valid pixels or of anomalies",
     )
     Path(path).write_text(page, encoding="utf-8", newline="\n")
 
@@ -127,7 +130,8 @@ def _summary(scores: xr.Dataset) -> list[str]:
     """Sentences that say how the main forecaster stands at the main threshold and, where wins turn into losses, above."""
     main = _main_threshold(scores)
     if main is None:
-        return [_sentence(scores, None)]
+        names = [name for name in ("rmse", "acc") if name in scores] or ["mae"]
+        return [*(_sentence(scores, None, name=name) for name in names), *_blur(scores)]
     heavier = sorted(threshold for threshold in _thresholds(scores) if threshold > main)
     said = [_sentence(scores, threshold) for threshold in (main, *heavier[: SENTENCES - 1])]
     if diagrams.ensembles(scores):
@@ -225,6 +229,10 @@ def _thresholds(scores: xr.Dataset) -> list[float]:
     )
 
 
+def _is_rain(scores: xr.Dataset) -> bool:
+    return "wet_threshold" in scores.attrs
+
+
 def _listed(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else ""
 
@@ -236,7 +244,7 @@ def _facts(scores: xr.Dataset, given: Mapping[str, str]) -> dict[str, str]:
     if "cases" in attrs and "cases" not in known:
         facts["Cases"] = f"{int(attrs['cases'])}"
     if "blocks" in attrs and "blocks" not in known:
-        length = f" of {attrs['block_minutes']:g} minutes or more" if "block_minutes" in attrs else ""
+        length = f" of {_length(attrs['block_minutes'])} or more" if "block_minutes" in attrs else ""
         facts["Blocks"] = f"{int(attrs['blocks'])}{length}"
     if "valid_share" in scores and "valid pixels" not in known:
         low, high = (
@@ -247,6 +255,10 @@ def _facts(scores: xr.Dataset, given: Mapping[str, str]) -> dict[str, str]:
     if "wet_area" in scores and "wet_threshold" in attrs and "wet" not in known:
         facts["Wet"] = f"at or above {_amount(float(attrs['wet_threshold']), scores)}"
     return facts
+
+
+def _length(minutes: float) -> str:
+    return f"{minutes:g} minutes" if minutes < 2880 else f"{minutes / 1440:.0f} days"
 
 
 # --- numbers ---
@@ -268,7 +280,7 @@ def _text(name: str, value: float, scores: xr.Dataset) -> str:
         return f"{round(value):,}".replace(",", "\u202f")
     if name in ("wet_area", "observed_wet_area", "valid_share"):
         return f"{100 * value:.1f} %"
-    if name in ("mse", "mae", "crps", "brier", "mean_value", "observed_mean"):
+    if name in ("mse", "rmse", "mae", "bias", "crps", "brier", "mean_value", "observed_mean"):
         return _figures(value)
     return f"{value + 0.0:.2f}".replace("-0.00", "0.00").replace("-", "−")
 
@@ -308,8 +320,10 @@ def _values(variable: xr.DataArray, at: Mapping[str, Any]) -> np.ndarray:
 
 def _glance(scores: xr.Dataset) -> list[Chart]:
     """What to look at first: hits by threshold, probabilities, and blur."""
-    charts = [_chart(scores, "csi", {"threshold": one}) for one in _shown(scores, MOST_THRESHOLDS)]
-    charts += [_chart(scores, name, {}) for name in ("crps", "relative_power") if name in scores]
+    charts = [_chart(scores, name, {}) for name in ("rmse", "acc", "bias") if not _is_rain(scores) and name in scores]
+    charts += [_chart(scores, "csi", {"threshold": one}) for one in _shown(scores, MOST_THRESHOLDS)]
+    probable = ["crps"] if _is_rain(scores) or diagrams.ensembles(scores) else []
+    charts += [_chart(scores, name, {}) for name in (*probable, "relative_power") if name in scores]
     if "power" in scores:
         charts.append(_spectra(scores, _main_lead(scores), relative=True))
     return charts
@@ -317,11 +331,15 @@ def _glance(scores: xr.Dataset) -> list[Chart]:
 
 def _glance_note(scores: xr.Dataset) -> str:
     notes = []
+    if not _is_rain(scores) and "rmse" in scores:
+        notes.append("RMSE: root mean squared error. Bias: forecast less observed, on average.")
+    if "acc" in scores:
+        notes.append("ACC: correlation of what differs from the climatology; 1 is perfect, 0 is no better than it.")
     if thresholds := _thresholds(scores):
         notes.append("CSI: hits over hits, misses and false alarms. 1 is perfect (dotted), 0 is no hit.")
         if left_out := len(thresholds) - len(_shown(scores, MOST_THRESHOLDS)):
             notes.append(f"{left_out} further thresholds are in the tables.")
-    if "crps" in scores:
+    if "crps" in scores and (_is_rain(scores) or diagrams.ensembles(scores)):
         notes.append("CRPS: the error of a probability forecast; of a single forecast it is its mean absolute error.")
     if "relative_power" in scores:
         low, high = scores.attrs["band_km"]
@@ -353,17 +371,22 @@ def _groups(scores: xr.Dataset) -> Iterator[_Group]:
         yield _Group("Fractions skill score by scale", note, charts)
     yield from _probability_groups(scores)
     if "power" in scores:
-        note = "Power by wavelength: a blurred forecast falls below the observed at short wavelengths, to the right. Rain is"
-        note += " taken in dBR, missing pixels as dry, and of an ensemble one member."
+        note = "Power by wavelength: a blurred forecast falls below the observed at short wavelengths, to the right. "
+        note += (
+            "Rain is taken in dBR, missing pixels as dry, and of an ensemble one member."
+            if _is_rain(scores)
+            else "Values are taken less their mean, 0 where missing, and of an ensemble one member."
+        )
         yield _Group("Power spectra", note, [_spectra(scores, lead) for lead in _leads(scores)])
     if charts := [_chart(scores, name, {}) for name in ("mse", "mae", "correlation") if name in scores]:
         note = "Mean squared error, mean absolute error and Pearson's correlation over all valid pixels."
         yield _Group("Errors and correlation", note, charts)
     if charts := [_chart(scores, name, {}) for name in ("wet_area", "mean_value") if name in scores]:
-        note = (
-            "Wet area: share of the valid pixels that are wet. Forecasts that fade or spread leave the observed line."
-        )
-        yield _Group("Wet area and mean value", note, charts)
+        heading = "Wet area and mean value" if "wet_area" in scores else "Mean value"
+        note = "Forecasts that fade or spread leave the observed line."
+        if "wet_area" in scores:
+            note = f"Wet area: share of the valid pixels that are wet. {note}"
+        yield _Group(heading, note, charts)
 
 
 def _probability_groups(scores: xr.Dataset) -> Iterator[_Group]:
@@ -371,6 +394,12 @@ def _probability_groups(scores: xr.Dataset) -> Iterator[_Group]:
     names = diagrams.ensembles(scores)
     if not names:
         return
+    if _thresholds(scores):
+        yield from _event_probability_groups(scores, names)
+    yield _rank_group(scores, names)
+
+
+def _event_probability_groups(scores: xr.Dataset, names: Sequence[str]) -> Iterator[_Group]:
     deep, leads = _shown(scores, MOST_DEEP), _leads(scores)
     note = "Against always giving the observed frequency: 1 is perfect, 0 no better; what is below −1 is in the"
     note += " tables. A single forecast says 0 or 1."
@@ -403,11 +432,14 @@ def _probability_groups(scores: xr.Dataset) -> Iterator[_Group]:
         alt = f"relative operating characteristic. {'; '.join(areas)}"
         charts.append(_drawn(caption, alt, diagrams.roc(scores, lead, threshold)))
     yield _Group("ROC curves", note, charts)
+
+
+def _rank_group(scores: xr.Dataset, names: Sequence[str]) -> _Group:
     note = "Where the truth lies among the members: level if they scatter as it does, a trough if too little."
     if scores.attrs.get("spectrum") == "dBR":
         note += " Pixels that are dry everywhere are left out, ties are broken at random."
     charts = []
-    for lead in leads:
+    for lead in _leads(scores):
         ends = []
         for name in names:
             shares = scores["rank_share"].sel(lead_time=lead, forecaster=name).dropna("rank").values
@@ -415,7 +447,7 @@ def _probability_groups(scores: xr.Dataset) -> Iterator[_Group]:
             ends.append(f"{name}: below all members {low}, above all {high}")
         caption = f"Ranks, {lead_label(lead)}"
         charts.append(_drawn(caption, f"rank histogram. {'; '.join(ends)}", diagrams.ranks(scores, lead)))
-    yield _Group("Rank histograms", note, charts)
+    return _Group("Rank histograms", note, charts)
 
 
 def _shown(scores: xr.Dataset, most: int) -> list[float]:
@@ -531,7 +563,10 @@ def _tables(scores: xr.Dataset) -> Iterator[_Table]:
         columns += [(name.replace("_", " ").capitalize(), name, {}) for name in counts]
         yield _table(scores, f"{_amount(threshold, scores)} or more", columns, {"threshold": threshold})
     units = str(scores.attrs.get("units", ""))
-    plain = {name: SCORES[name].label(units) for name in ("mse", "mae", "correlation", "crps", "relative_power")}
+    rain, probable = _is_rain(scores), bool(diagrams.ensembles(scores))
+    names = ["mse", "mae", "correlation"] if rain else ["rmse", "mae", "bias", "acc", "correlation"]
+    names += [*(["crps"] if rain or probable else []), "relative_power"]
+    plain = {name: SCORES[name].label(units) for name in names}
     plain |= {"wet_area": "Wet area", "observed_wet_area": "Wet area observed"}
     plain |= {
         "mean_value": SCORES["mean_value"].label(units),

@@ -8,6 +8,7 @@ from typing import Any
 
 import xarray as xr
 
+from .diagrams import ensembles
 from .page import Sample, write_report
 
 
@@ -31,12 +32,18 @@ def report_verification(
         "Left out": f"{attrs.get('left_out_cases', 0)} cases with frames the model was trained or chosen on",
         "Stormcell": str(card.get("version", "")),
     }
-    notes = [
-        "Pixels are compared where the truth and every compared forecast are valid, for all of them alike.",
-        "CSI, POD, FAR and frequency bias come from counts pooled over all cases.",
-        "Of an ensemble the mean is scored like a single forecast; CRPS, Brier score and ROC are of all its members.",
-        "The cases shown are spread evenly over all cases; they were not picked.",
-    ]
+    notes = ["Pixels are compared where the truth and every compared forecast are valid, for all of them alike."]
+    if "csi" in scores:
+        notes.append("CSI, POD, FAR and frequency bias come from counts pooled over all cases.")
+    if ensembles(scores) or "wet_threshold" in attrs:
+        of_all = "CRPS, Brier score and ROC are" if "csi" in scores else "CRPS is"
+        notes.append(f"Of an ensemble the mean is scored like a single forecast; {of_all} of all its members.")
+    if "climatology" in attrs:
+        notes.append(
+            f"The climatology is the mean {attrs['climatology']} of the frames that the model was trained or chosen on; nothing "
+            "that is verified is in it. ACC is the correlation of what differs from it, over all pixels and cases."
+        )
+    notes.append("The cases shown are spread evenly over all cases; they were not picked.")
     write_report(
         scores,
         path,
