@@ -30,3 +30,9 @@ class Reading:
     zr: tuple[float, float] | None = None
     gain: float | None = None
     offset: float | None = None
+
+    @property
+    def changes_values(self) -> bool:
+        """Whether anything is said of the values themselves."""
+        said = (self.units, self.missing, self.zr, self.gain, self.offset)
+        return any(value is not None for value in said)
