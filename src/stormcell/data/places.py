@@ -28,20 +28,19 @@ class Places:
     """Windows of runs from stores, and places of crops in them.
 
     Args:
-        starts: of each run the first frames of its windows.
-        length: frames of a window.
+        starts: of each run the first frames of its windows, which reach to its end.
         rain: whether wet crops are wanted, not only valid ones.
     """
 
-    def __init__(
-        self, runs: Sequence[xr.DataArray], starts: Sequence[range], *, length: int, crop: int, rain: bool
-    ) -> None:
+    def __init__(self, runs: Sequence[xr.DataArray], starts: Sequence[range], *, crop: int, rain: bool) -> None:
         self.stretches = [stretch for run in runs if (stretch := stretch_of(run))]
         self.corners = [(_along(run.sizes["y"], crop), _along(run.sizes["x"], crop)) for run in runs]
         indices = {path: index_of(path) for path in {stretch.path for stretch in self.stretches}}
         self.weights = [
-            _weights(indices[stretch.path][stretch.first :], windows, length, crop, corners, rain=rain)
-            for stretch, windows, corners in zip(self.stretches, starts, self.corners)
+            _weights(
+                indices[stretch.path][stretch.first : stretch.first + run.sizes["time"]], windows, crop, corners, rain=rain
+            )
+            for run, stretch, windows, corners in zip(runs, self.stretches, starts, self.corners)
         ]
         self.windows = np.cumsum(np.concatenate([weights.sum(axis=1, dtype=np.float64) for weights in self.weights]))
         self.first = np.cumsum([0, *map(len, self.weights)])
@@ -59,13 +58,11 @@ class Places:
         return ys[place // len(xs)], xs[place % len(xs)]
 
 
-def places_of(
-    runs: Sequence[xr.DataArray], starts: Sequence[range], *, length: int, crop: int, rain: bool
-) -> Places | None:
+def places_of(runs: Sequence[xr.DataArray], starts: Sequence[range], *, crop: int, rain: bool) -> Places | None:
     """None where some run is not a stretch of a store, or all is missing."""
     if not all(stretch_of(run) for run in runs):
         return None
-    places = Places(runs, starts, length=length, crop=crop, rain=rain)
+    places = Places(runs, starts, crop=crop, rain=rain)
     return places if places.windows[-1] > 0 else None
 
 
@@ -79,13 +76,13 @@ def _along(size: int, crop: int) -> list[int]:
 def _weights(
     index: npt.NDArray[Any],
     windows: range,
-    length: int,
     crop: int,
     corners: tuple[list[int], list[int]],
     *,
     rain: bool,
 ) -> npt.NDArray[np.float32]:
     """(windows, places), from three frames of each window."""
+    length = len(index) - len(windows) + 1
     seen = np.arange(length)[:: max(length // 2, 1)]
     boxes = [(slice(y // CELL, -(-(y + crop) // CELL)), slice(x // CELL, -(-(x + crop) // CELL)))
              for y in corners[0] for x in corners[1]]  # fmt: skip

@@ -23,6 +23,7 @@ from ..errors import InputError
 from .axes import Step, advance, follows, step_text, time_step
 from .frames import coarsen as coarsened
 from .frames import in_memory, values, zr_pair
+from .places import Places, places_of
 from .units import Transform
 
 MEMORY_LIMIT = 4 * 2**30  # bytes of float32 frames that are kept in memory; above it windows are read from disk
@@ -114,9 +115,13 @@ def _without(runs: Sequence[xr.DataArray], spans: Sequence[Span], guard: int, st
         keep = np.ones(len(times), dtype=bool)
         for first, last in spans:
             keep &= (times <= advance(first, step, -guard)) | (times >= advance(last, step, guard))
-        if keep.any():
-            kept += split_at_gaps(run.isel(time=keep)) if not keep.all() else [run]
+        edges = np.flatnonzero(np.diff(keep.astype(int), prepend=0, append=0))  # slices, since they stay stretches on disk
+        kept += [run.isel(time=slice(a, b)) for a, b in zip(edges[::2], edges[1::2])] if not keep.all() else [run]
     return kept
+
+
+def _since(run: xr.DataArray, time: np.datetime64) -> xr.DataArray:
+    return run.isel(time=slice(int(np.searchsorted(run.time.values, time)), None))
 
 
 def split_by_time(
@@ -144,7 +149,7 @@ def split_by_time(
             raise InputError(
                 f"--test-from {str(test_from)[:16]} sets nothing aside: the newest frame is of {str(newest)[:16]}"
             )
-        aside += [late for run in runs if (late := run.sel(time=run.time >= test_from)).sizes["time"]]
+        aside += [late for run in runs if (late := _since(run, test_from)).sizes["time"]]
         kept_out.append((test_from, newest))
     rest = _without(runs, kept_out, length, step)
     if validation:
@@ -241,7 +246,7 @@ def _cut(runs: list[xr.DataArray], length: int, step: Step) -> tuple[list[xr.Dat
         if len(starts) < 3:
             break
         cut = starts[-count]
-        chosen = [late for run in runs if (late := run.sel(time=run.time >= cut)).sizes["time"] >= length]
+        chosen = [late for run in runs if (late := _since(run, cut)).sizes["time"] >= length]
         train = _without(runs, [(cut, max(run.time.values[-1] for run in runs))], length, step)
         train = [run for run in train if run.sizes["time"] >= length and run.time.values[0] < cut]
         if count_windows(train, length) >= 2 * count_windows(chosen, length):
@@ -268,7 +273,9 @@ class Windows(Dataset[Sample]):
     and mirrored at random: weather comes from everywhere. Every draw follows from (seed, epoch, index) alone. With
     `fixed=N` there are at most N samples, spread evenly over the windows, the same in each epoch and unturned.
 
-    Values stay in memory up to MEMORY_LIMIT; beyond, each window is read from disk.
+    Values stay in memory up to MEMORY_LIMIT; beyond, each window is read from disk. Of a training store only the crops are
+    read, and windows and crops are drawn by the index of its rain (`places.py`): the samples of an epoch are spread over the
+    windows by their weight.
     """
 
     def __init__(
@@ -293,6 +300,11 @@ class Windows(Dataset[Sample]):
         self.fixed = None if fixed is None else min(fixed, len(self.windows) * self.crops_a_window)
         self.in_memory = fits_memory(self.runs)
         self._encoded = [self._encode(run) for run in self.runs] if self.in_memory else []
+        self.places = None if self.in_memory else self._places()
+
+    def _places(self) -> Places | None:
+        starts = [self.starts(run) for run in self.runs]
+        return places_of(self.runs, starts, crop=self.crop, rain=self.transform.rain)
 
     def starts(self, run: xr.DataArray) -> range:
         """First frames of the windows of a run."""
@@ -309,11 +321,21 @@ class Windows(Dataset[Sample]):
         """Encoded frames of a run."""
         return self._encoded[run][time] if self.in_memory else self._encode(self.runs[run].isel(time=time))
 
+    def _read_crop(self, window: tuple[int, int], y: int, x: int) -> npt.NDArray[np.float32]:
+        """What `read` gives of a crop, from a store."""
+        assert self.places is not None
+        run, start = window
+        across = slice(y, y + self.crop), slice(x, x + self.crop)
+        found = self.places.stretches[run].read(slice(start, start + self.past + self.future), *across)
+        return self.transform.encode(found, self.runs[run].attrs["units"], zr_pair(self.runs[run]))
+
     def __len__(self) -> int:
         return self.fixed or len(self.windows) * self.crops_a_window
 
     def window(self, index: int) -> tuple[int, int]:
         """The window that sample `index` is a crop of: its run, and its first frame in that."""
+        if self.places is not None:
+            return self.windows[self.places.window((index + 0.5) / len(self))]
         place = index * len(self.windows) // self.fixed if self.fixed else index % len(self.windows)
         return self.windows[place]
 
@@ -322,9 +344,13 @@ class Windows(Dataset[Sample]):
             raise IndexError(index)
         epoch = 0 if self.fixed else self.epoch
         rng = np.random.default_rng([self.seed, epoch, index])
-        frames = self.frames(*self.window(index))
-        y, x = self._draw_crop(frames, rng)
-        frames = frames[:, y : y + self.crop, x : x + self.crop].astype(np.float32, copy=False)
+        if self.places is not None:
+            window = self.places.window((index + 0.5) / len(self))
+            frames = self._read_crop(self.windows[window], *self.places.place(window, rng.random()))
+        else:
+            frames = self.frames(*self.window(index))
+            y, x = self._draw_crop(frames, rng)
+            frames = frames[:, y : y + self.crop, x : x + self.crop].astype(np.float32, copy=False)
         if self.transform.rain and not self.fixed:
             frames = np.rot90(frames, int(rng.integers(4)), axes=(1, 2))
             frames = frames[:, :, ::-1] if rng.integers(2) else frames

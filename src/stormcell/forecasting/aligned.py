@@ -23,7 +23,7 @@ class AlignedWindows(Windows):
     """Windows whose samples are fields at fixed ages and lead times, whatever the step of each run.
 
     Each window is moved once and kept. Of more than memory holds, windows are taken evenly: those a frame apart are
-    nearly the same.
+    nearly the same; of a training store in proportion to their rain (`data/places.py`).
 
     Args:
         ages, leads: minutes before and after the newest past frame; a lead time without a frame near it is missing, and a
@@ -42,8 +42,13 @@ class AlignedWindows(Windows):
         self.ages, self.leads = tuple(ages), tuple(leads)
         super().__init__(runs, transform, past=len(ages), future=len(leads), **options)
         largest = max(run.sizes["y"] * run.sizes["x"] for run in self.runs) * 2 * (self.past + self.future)
-        thinning = math.ceil(len(self.windows) * largest / MEMORY_LIMIT)
-        self.windows = self.windows[::thinning]
+        thinning = max(math.ceil(len(self.windows) * largest / MEMORY_LIMIT), 1)
+        drawn, self.places = self.places, None  # by which windows are chosen; crops are drawn from what has been moved
+        if drawn is None or thinning == 1:
+            self.windows = self.windows[::thinning]
+        else:
+            count = len(self.windows) // thinning or 1
+            self.windows = [self.windows[k] for k in sorted({drawn.window((n + 0.5) / count) for n in range(count)})]
         if self.fixed is not None:
             self.fixed = min(self.fixed, len(self.windows) * self.crops_a_window)
         self._moved: dict[tuple[int, int], npt.NDArray[np.float16]] = {}

@@ -30,7 +30,8 @@ from ..writing import check_writable, whole_file
 from .forecast import to_cf
 
 _SCRATCH = ".block"
-_TIMES_A_CHUNK = 2**17  # a year of 5-minute frames: times are read as a whole
+# Times are read as a whole: a year of 5-minute frames in a chunk.
+_TIME = {"chunks": (2**17,), "units": "seconds since 1970-01-01", "dtype": "int64"}
 _BLOSC = Blosc("zstd", 5, Blosc.SHUFFLE)
 Progress = Callable[[Sequence[Any]], Iterator[Any]]
 
@@ -113,7 +114,7 @@ class Archive:
             scratch = self.path / _SCRATCH
             try:
                 _write_zarr(block, scratch)
-                _write_times(times, scratch / "times", like=self.path)
+                _write_times(times, scratch / "times")
                 self._take(scratch, number, len(times), said)
             except OSError as error:
                 raise InputError(f"{self.path} cannot be written ({error.strerror or error})") from error
@@ -159,10 +160,7 @@ def _write_zarr(block: xr.DataArray, folder: Path) -> None:
     dataset.to_zarr(folder, mode="w", zarr_format=2, consolidated=True, encoding=encoding)
 
 
-_TIME = {"chunks": (_TIMES_A_CHUNK,), "units": "seconds since 1970-01-01", "dtype": "int64"}
-
-
-def _write_times(times: npt.NDArray[np.datetime64], folder: Path, like: Path) -> None:
+def _write_times(times: npt.NDArray[np.datetime64], folder: Path) -> None:
     xr.Dataset(coords={"time": times}).to_zarr(folder, mode="w", zarr_format=2, encoding={"time": _TIME})
 
 
