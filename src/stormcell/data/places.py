@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from .store import CELL, PIXELS, index_of, stretch_of
+from .store import CELL, PIXELS, Stretch, index_of
 
 ENOUGH_WET, ENOUGH_VALID = 0.05, 0.5  # from where on more is not better
 DRY = 1 / 16  # how often a crop without rain is drawn, for each with enough
-SAID = (
-    f"crops are drawn by the index of the store: those with rain on {ENOUGH_WET:.0%} of their pixels or more "
-    f"{1 / DRY:.0f} times as often as dry ones, in proportion between; half as many valid pixels, half as often"
+WEIGHTS = (
+    f"a crop with rain on {ENOUGH_WET:.0%} of its pixels or more weighs {1 / DRY:.0f} times as much as a dry one, in proportion "
+    f"between; with under {ENOUGH_VALID:.0%} of them valid it weighs less, in proportion"
 )
 _AT_ONCE = 4096
 
@@ -28,19 +28,31 @@ class Places:
     """Windows of runs from stores, and places of crops in them.
 
     Args:
+        stretches: where each run lies.
         starts: of each run the first frames of its windows, which reach to its end.
         rain: whether wet crops are wanted, not only valid ones.
     """
 
-    def __init__(self, runs: Sequence[xr.DataArray], starts: Sequence[range], *, crop: int, rain: bool) -> None:
-        self.stretches = [stretch for run in runs if (stretch := stretch_of(run))]
+    def __init__(
+        self,
+        runs: Sequence[xr.DataArray],
+        stretches: Sequence[Stretch],
+        starts: Sequence[range],
+        *,
+        crop: int,
+        rain: bool,
+    ) -> None:
         self.corners = [(_along(run.sizes["y"], crop), _along(run.sizes["x"], crop)) for run in runs]
-        indices = {path: index_of(path) for path in {stretch.path for stretch in self.stretches}}
+        indices = {path: index_of(path) for path in {stretch.path for stretch in stretches}}
         self.weights = [
             _weights(
-                indices[stretch.path][stretch.first : stretch.first + run.sizes["time"]], windows, crop, corners, rain=rain
+                indices[stretch.path][stretch.first : stretch.first + run.sizes["time"]],
+                windows,
+                crop,
+                corners,
+                rain=rain,
             )
-            for run, stretch, windows, corners in zip(runs, self.stretches, starts, self.corners)
+            for run, stretch, windows, corners in zip(runs, stretches, starts, self.corners)
         ]
         self.windows = np.cumsum(np.concatenate([weights.sum(axis=1, dtype=np.float64) for weights in self.weights]))
         self.first = np.cumsum([0, *map(len, self.weights)])
@@ -58,11 +70,19 @@ class Places:
         return ys[place // len(xs)], xs[place % len(xs)]
 
 
-def places_of(runs: Sequence[xr.DataArray], starts: Sequence[range], *, crop: int, rain: bool) -> Places | None:
+def places_of(
+    runs: Sequence[xr.DataArray],
+    stretches: Sequence[Stretch | None],
+    starts: Sequence[range],
+    *,
+    crop: int,
+    rain: bool,
+) -> Places | None:
     """None where some run is not a stretch of a store, or all is missing."""
-    if not all(stretch_of(run) for run in runs):
+    known = [stretch for stretch in stretches if stretch is not None]
+    if len(known) < len(runs):
         return None
-    places = Places(runs, starts, crop=crop, rain=rain)
+    places = Places(runs, known, starts, crop=crop, rain=rain)
     return places if places.windows[-1] > 0 else None
 
 

@@ -69,9 +69,9 @@ class Stretch:
 
     def read(self, time: slice, y: slice, x: slice) -> npt.NDArray[np.float32]:
         """Raises InputError where a chunk is damaged."""
-        stored = opened(self.path).variable
+        time = slice(self.first + time.start, self.first + time.stop)
         try:
-            return np.asarray(stored[self.first + time.start : self.first + time.stop, y, x], dtype=np.float32)
+            return np.asarray(opened(self.path).variable[time, y, x], dtype=np.float32)
         except Exception as error:  # codecs raise what they like
             raise InputError(f"{self.path} breaks off or is damaged ({reason(error)})") from error
 
@@ -129,7 +129,9 @@ def index_of(path: str | Path) -> npt.NDArray[Any]:
     times = stored.time.values.astype("datetime64[ns]").astype(np.int64)
     kept = kept[: len(times)]
     probes = np.linspace(0, len(kept) - 1, min(_PROBES, len(kept))).astype(int)
-    true = np.array_equal(kept["time"], times[: len(kept)]) and all(_counted(stored, k, k + 1) == kept[k] for k in probes)
+    true = np.array_equal(kept["time"], times[: len(kept)]) and all(
+        _counted(stored, k, k + 1) == kept[k] for k in probes
+    )
     if true and len(kept) == len(times):
         return kept
     first = len(kept) if true else 0

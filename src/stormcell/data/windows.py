@@ -23,13 +23,15 @@ from ..errors import InputError
 from .axes import Step, advance, follows, step_text, time_step
 from .frames import coarsen as coarsened
 from .frames import in_memory, values, zr_pair
-from .places import Places, places_of
+from .places import WEIGHTS, places_of
+from .store import stretch_of
 from .units import Transform
 
 MEMORY_LIMIT = 4 * 2**30  # bytes of float32 frames that are kept in memory; above it windows are read from disk
 VALIDATION_SHARE = 0.2
 WET = 0.1  # encoded rain at 7 dBZ, 0.1 mm/h: what verification calls wet
 _CROP_TRIES = 4
+_ALL = slice(None)
 
 
 # --- runs ---
@@ -115,7 +117,9 @@ def _without(runs: Sequence[xr.DataArray], spans: Sequence[Span], guard: int, st
         keep = np.ones(len(times), dtype=bool)
         for first, last in spans:
             keep &= (times <= advance(first, step, -guard)) | (times >= advance(last, step, guard))
-        edges = np.flatnonzero(np.diff(keep.astype(int), prepend=0, append=0))  # slices, since they stay stretches on disk
+        edges = np.flatnonzero(
+            np.diff(keep.astype(int), prepend=0, append=0)
+        )  # slices, since they stay stretches on disk
         kept += [run.isel(time=slice(a, b)) for a, b in zip(edges[::2], edges[1::2])] if not keep.all() else [run]
     return kept
 
@@ -300,11 +304,12 @@ class Windows(Dataset[Sample]):
         self.fixed = None if fixed is None else min(fixed, len(self.windows) * self.crops_a_window)
         self.in_memory = fits_memory(self.runs)
         self._encoded = [self._encode(run) for run in self.runs] if self.in_memory else []
-        self.places = None if self.in_memory else self._places()
-
-    def _places(self) -> Places | None:
+        self.stretches = [stretch_of(run) for run in self.runs]
         starts = [self.starts(run) for run in self.runs]
-        return places_of(self.runs, starts, crop=self.crop, rain=self.transform.rain)
+        self.places = None
+        if not self.in_memory:
+            self.places = places_of(self.runs, self.stretches, starts, crop=self.crop, rain=self.transform.rain)
+        self.sampling = f"crops of the store are drawn by weight: {WEIGHTS}" if self.places else None
 
     def starts(self, run: xr.DataArray) -> range:
         """First frames of the windows of a run."""
@@ -317,17 +322,13 @@ class Windows(Dataset[Sample]):
         """Encoded past and future of the window that begins there (past + future, Y, X), NaN where missing."""
         return self.read(run, slice(start, start + self.past + self.future))
 
-    def read(self, run: int, time: slice) -> npt.NDArray[np.float32]:
-        """Encoded frames of a run."""
-        return self._encoded[run][time] if self.in_memory else self._encode(self.runs[run].isel(time=time))
-
-    def _read_crop(self, window: tuple[int, int], y: int, x: int) -> npt.NDArray[np.float32]:
-        """What `read` gives of a crop, from a store."""
-        assert self.places is not None
-        run, start = window
-        across = slice(y, y + self.crop), slice(x, x + self.crop)
-        found = self.places.stretches[run].read(slice(start, start + self.past + self.future), *across)
-        return self.transform.encode(found, self.runs[run].attrs["units"], zr_pair(self.runs[run]))
+    def read(self, run: int, time: slice, y: slice = _ALL, x: slice = _ALL) -> npt.NDArray[np.float32]:
+        """Encoded frames of a run, or a crop of them."""
+        if self.in_memory:
+            return self._encoded[run][time, y, x]
+        frames, stretch = self.runs[run], self.stretches[run]
+        found = values(frames.isel(time=time, y=y, x=x)) if stretch is None else stretch.read(time, y, x)
+        return self.transform.encode(found, frames.attrs["units"], zr_pair(frames))
 
     def __len__(self) -> int:
         return self.fixed or len(self.windows) * self.crops_a_window
@@ -346,7 +347,9 @@ class Windows(Dataset[Sample]):
         rng = np.random.default_rng([self.seed, epoch, index])
         if self.places is not None:
             window = self.places.window((index + 0.5) / len(self))
-            frames = self._read_crop(self.windows[window], *self.places.place(window, rng.random()))
+            (run, start), (y, x) = self.windows[window], self.places.place(window, rng.random())
+            time = slice(start, start + self.past + self.future)
+            frames = self.read(run, time, slice(y, y + self.crop), slice(x, x + self.crop))
         else:
             frames = self.frames(*self.window(index))
             y, x = self._draw_crop(frames, rng)

@@ -1,9 +1,9 @@
 """Raw files of any kind → a training store (`data/store.py`), which grows at its end and is whole at every moment.
 
-Frames are written a block at a time, as long as a chunk: beside the store's values, from where its chunks are moved in among them,
-then the times, at last the consolidated metadata, which says how many frames there are. So whatever ends the program leaves the store
-as it was before the block. Values stay the float32 that was read, nothing is rounded: Blosc's zstd makes little of what is dry
-or has few levels.
+Frames are written a block at a time, as long as a chunk: beside the store's values, from where its chunks are moved in among
+them, then the times, at last the consolidated metadata, which says how many frames there are. So whatever ends the program leaves
+the store as it was before the block. Values stay the float32 that was read, nothing is rounded: Blosc's zstd makes little of
+what is dry or has few levels.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ from ..nn.forecaster import EncoderForecaster
 from ..writing import whole_file
 from .bundled import model_file
 from .losses import Sums, summed_error
+from .tiles import halo, side, tiled
 
 FORMAT = 1
 _PYSTEPS_NAMES = {"mm/h": "precip_intensity", "dBZ": "reflectivity"}
@@ -151,7 +152,8 @@ class Forecaster:
     def fields(self, past: npt.NDArray[np.float32], steps: Steps) -> npt.NDArray[np.float32]:
         """Frames (past, Y, X), rain in mm/h, NaN where missing → forecast (steps, Y, X).
 
-        Missing only where all past frames are. Raises InputError for a part of a step.
+        Missing only where all past frames are. Of large frames a tile at a time (`tiles.py`). Raises InputError for a part of a
+        step.
         """
         wanted = lead_steps(steps)
         if any(k % 1 for k in wanted):
@@ -159,11 +161,16 @@ class Forecaster:
         units = "mm/h" if self.transform.rain else self.transform.units
         device = next(self.network.parameters()).device
         self.network.eval()
-        with torch.no_grad():
-            x = network_input(self.transform.encode(past, units))[None].to(device)
-            y = self.network(x, int(wanted[-1]))[0, [int(k) - 1 for k in wanted], 0].float().cpu().numpy()
-        y[:, ~np.isfinite(past).any(axis=0)] = np.nan
-        return self.transform.decode(y, units)
+
+        def forecast(past: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+            with torch.no_grad():
+                x = network_input(self.transform.encode(past, units))[None].to(device)
+                y = self.network(x, int(wanted[-1]))[0, [int(k) - 1 for k in wanted], 0].float().cpu().numpy()
+            y[:, ~np.isfinite(past).any(axis=0)] = np.nan
+            return self.transform.decode(y, units)
+
+        size = self.network, len(past), int(wanted[-1])
+        return tiled(forecast, past, side=side(*size), halo=halo(*size))
 
     def ensemble(
         self, past: npt.NDArray[np.float32], steps: Steps, *, members: int, seed: int = 0

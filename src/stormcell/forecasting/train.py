@@ -35,7 +35,6 @@ from .. import __version__
 from ..data.axes import Step, area, common_grid_spacing, grid_spacing
 from ..data.batches import Batches
 from ..data.frames import values, zr_pair
-from ..data.places import SAID
 from ..data.units import Transform
 from ..data.windows import Sample, Split, Windows, common_step, count_windows, fits_memory, split_or_advise
 from ..errors import InputError
@@ -269,8 +268,8 @@ def plan(
     identity = json.dumps({"recipe": asdict(fixed), "frames": [f["digest"] for f in frames]}, sort_keys=True)
     frames += forecaster.card.get("frames", [])  # what a model was begun with, it has seen
     forecaster.card |= {"frames": frames, "recipe": asdict(recipe)}
-    if training.places is not None:
-        forecaster.card["sampling"] = SAID
+    if training.sampling:
+        forecaster.card["sampling"] = training.sampling
     return Plan(split, recipe, training, chosen, forecaster, identity)
 
 
