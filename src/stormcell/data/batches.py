@@ -30,8 +30,8 @@ class _Loader(DataLoader[Sample]):
 
 
 def _workers() -> int:
-    """Processes that read ahead: where there are cores beside the one that computes, and processes can be forked; torch has
-    as many threads as this process has cores. On two cores reading ahead takes from computing what it saves.
+    """Processes that read ahead of the one that computes: as many as it has cores beside one, which is what torch takes for its
+    threads; none where processes cannot be forked. What is in memory is at hand sooner than another process could send it.
     """
     return min(torch.get_num_threads() - 1, _MOST_WORKERS) if sys.platform == "linux" else 0
 
