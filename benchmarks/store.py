@@ -58,7 +58,9 @@ def children_mb() -> float:
         for child in task.read_text().split():
             lines = Path(f"/proc/{child}/smaps_rollup")
             if lines.exists():
-                total += sum(int(line.split()[1]) for line in lines.read_text().splitlines() if line.startswith("Private"))
+                total += sum(
+                    int(line.split()[1]) for line in lines.read_text().splitlines() if line.startswith("Private")
+                )
     return total / 2**10
 
 
@@ -184,7 +186,9 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=100, help="in all, of speed in each round")
     parser.add_argument("--rounds", type=int, default=5, help="speed: turns of each")
     parser.add_argument("--every", type=float, default=0.5, help="memory: seconds between looks")
-    parser.add_argument("-o", "--output", type=Path, help="result; benchmarks/results/store/WHAT-MODEL.json if left out")
+    parser.add_argument(
+        "-o", "--output", type=Path, help="result; benchmarks/results/store/WHAT-MODEL.json if left out"
+    )
     options = parser.parse_args()
     if options.what == "build":
         build(options)

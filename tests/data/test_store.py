@@ -69,7 +69,13 @@ def test_runs_of_a_store_are_stretches_of_it_whatever_was_cut_from_them(archive:
 def test_what_is_computed_from_a_store_is_no_stretch_of_it(archive: Path) -> None:
     frames = open_frames(archive)
     (coarse,) = runs_of([frames.isel(time=slice(0, 10))], coarsen=2)
-    others = [frames * 2, frames.where(frames > 1), frames.isel(x=slice(0, 9)), frames.isel(time=slice(0, 30, 3)), coarse]
+    others = [
+        frames * 2,
+        frames.where(frames > 1),
+        frames.isel(x=slice(0, 9)),
+        frames.isel(time=slice(0, 30, 3)),
+        coarse,
+    ]
     others += [open_frames(archive, step_minutes=10), open_frames(archive, missing=0), frames.compute()]
     assert [stretch_of(other) for other in others] == [None] * len(others)
     assert stretch_of(frames) is not None
@@ -194,9 +200,7 @@ def test_frames_without_a_valid_pixel_are_read_as_any_others(tmp_path: Path, lit
 
 
 @pytest.mark.skipif("sys.platform != 'linux'", reason="elsewhere nothing reads ahead")
-def test_who_reads_ahead_changes_nothing(
-    archive: Path, little_memory: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_reads_ahead_changes_nothing(archive: Path, little_memory: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Order and samples follow from seed and epoch, told after an iterator is made, as Lightning does."""
     windows = Windows(split_at_gaps(open_frames(archive)), Transform(), **PLAIN)
     found = []

@@ -301,7 +301,7 @@ def in_turn(
         own = time_step(frames.time.values)
         step = own if isinstance(own, float) else step
         frames = _finish(frames, replace(reading, step_minutes=None if own else step))
-        if reading.step_minutes is not None and own is not None:
+        if reading.step_minutes is not None:
             frames = _thinned_on(frames, reading.step_minutes, after)
         if after is not None:
             frames = frames.isel(time=frames.time.values > after)
@@ -342,11 +342,14 @@ def newer(files: Sequence[Path], reading: Reading, after: np.datetime64) -> Sequ
     """Files from the first one on that ends after a time: found by halving, where they say their times, which ascend."""
 
     def end(path: Path) -> np.datetime64:
-        return _read(path, reading).time.values[-1]
+        part = _read(path, reading)
+        if "time" not in part.coords:
+            raise CompanionFile
+        return part.time.values[-1]
 
     try:
         return files[bisect.bisect_right(files, after, key=end) :]
-    except (AttributeError, CompanionFile):  # without times, or without frames
+    except CompanionFile:
         return files
 
 
@@ -494,7 +497,7 @@ def _thin(frames: xr.DataArray, minutes: float) -> xr.DataArray:
 
 def _thinned_on(frames: xr.DataArray, minutes: float, after: np.datetime64 | None) -> xr.DataArray:
     """Keep frames `minutes` apart, counted on from `after`, anew after each gap."""
-    if _thin(frames, minutes).sizes["time"] == frames.sizes["time"]:
+    if frames.sizes["time"] > 1 and _thin(frames, minutes).sizes["time"] == frames.sizes["time"]:
         return frames
     keep, last = [], after
     for k, time in enumerate(frames.time.values):

@@ -127,9 +127,9 @@ class Archive:
         metadata = json.loads((self.path / ".zmetadata").read_text(encoding="utf-8"))
         arrays, name = metadata["metadata"], metadata["metadata"][".zattrs"][MARK]
         for chunk in (scratch / name).glob("[0-9]*"):
-            chunk.replace(self.path / name / f"{number}.{chunk.name.partition('.')[2]}")
+            _move(chunk, self.path / name / f"{number}.{chunk.name.partition('.')[2]}")
         for chunk in (scratch / "times" / "time").glob("[0-9]*"):
-            chunk.replace(self.path / "time" / chunk.name)
+            _move(chunk, self.path / "time" / chunk.name)
         self._index(said, number * FRAMES * record(tuple(arrays[f"{name}/.zarray"]["shape"])).itemsize)
         for array in (name, "time"):
             arrays[f"{array}/.zarray"]["shape"][0] = count
@@ -167,7 +167,12 @@ def _write_times(times: npt.NDArray[np.datetime64], folder: Path) -> None:
 def _replace(path: Path, value: Any) -> None:
     part = path.with_name(f"{path.name}.part")
     part.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    part.replace(path)
+    _move(part, path)
+
+
+def _move(source: Path, target: Path) -> None:
+    """At once, in the place of what is there."""
+    source.replace(target)
 
 
 def fill(
