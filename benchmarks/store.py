@@ -1,12 +1,12 @@
 """Training from a store: how much memory it takes over time, and how fast it is beside the same frames in memory.
 
-python -m benchmarks.store build rain.zarr --frames 3000 --size 1000      make a store of synthetic rain, or add to one
-python -m benchmarks.store memory rain.zarr --updates 500                 memory while training, which reads all from the store
-python -m benchmarks.store speed rain.zarr --updates 100 --rounds 5       updates a second, from the store and from memory in turns
+python -m benchmarks.store build rain.zarr --frames 3000 --size 1000    make a store of synthetic rain, or go on with it
+python -m benchmarks.store memory rain.zarr --updates 500               memory while training that keeps no frames
+python -m benchmarks.store speed rain.zarr --updates 100 --rounds 5     updates a second from the store and from memory
 
-`build` is cheap: a mosaic of small storms drifts over the grid, an event of 48 frames after the other. `memory` keeps no frames, however
-few there are; `speed` must hold them once. Updates are those of `stormcell train`, without Lightning around them. Results go
-to benchmarks/results/store/.
+`build` is cheap: a mosaic of small storms drifts over the grid, an event of 48 frames after the other. `memory` reads all from
+the store, however little it is; `speed` holds the frames once, and takes turns. Updates are those of `stormcell train`, without
+Lightning around them. Results go to benchmarks/results/store/.
 """
 
 from __future__ import annotations

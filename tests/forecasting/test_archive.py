@@ -259,3 +259,18 @@ def test_a_training_from_a_store_is_resumed_as_it_would_have_gone_on(
     resumed = train(plan(runs, recipe), tmp_path / "m.safetensors", resume=True, progress=False)
     for name, weight in whole.network.state_dict().items():
         np.testing.assert_array_equal(weight, resumed.network.state_dict()[name])
+
+
+def test_packed_files_leave_no_copies(tmp_path: Path) -> None:
+    import gzip
+
+    from stormcell.data.readers import raw
+
+    for k in range(30):
+        np.save(tmp_path / "one.npy", np.full((1, 9, 9), k, dtype=np.float32))
+        content = (tmp_path / "one.npy").read_bytes()
+        (tmp_path / f"20240101_00{k:02}.npy.gz").write_bytes(gzip.compress(content))
+    before = dict(raw._copies)
+    fill(Archive(tmp_path / "s.zarr"), [str(tmp_path / "*.gz")], Reading(units="mm/h", step_minutes=1))
+    assert raw._copies == before
+    np.testing.assert_array_equal(open_frames(tmp_path / "s.zarr")[:, 0, 0], np.arange(30))

@@ -35,7 +35,7 @@ from .axes import (
     with_crs,
     with_grid,
 )
-from .readers.raw import CompanionFile, time_in_name
+from .readers.raw import CompanionFile, forget_copy, time_in_name
 from .reading import Reading
 from .store import linked
 from .units import MARSHALL_PALMER, canonical, from_rain_rate, is_rain, to_rain_rate
@@ -289,7 +289,7 @@ def in_turn(
     files: Iterable[Path], reading: Reading, *, after: np.datetime64 | None = None, at_least: int = 1
 ) -> Iterator[xr.DataArray]:
     """Frames of files in the order given, of some `at_least` at a time, so that an archive need not be opened as a whole; what
-    is not newer than `after` is left out.
+    is not newer than `after` is left out. Use what is yielded before you ask for more.
 
     Thinned to `reading.step_minutes` they are counted on from the first, or from `after`.
 
@@ -308,6 +308,8 @@ def in_turn(
         if frames.sizes["time"]:
             after = frames.time.values[-1]
             yield frames
+        for part in parts:  # what has been yielded has been used
+            forget_copy(Path(part.attrs["source"]))
 
 
 def _gathered(files: Iterable[Path], reading: Reading, at_least: int) -> Iterator[list[xr.DataArray]]:
@@ -433,7 +435,7 @@ def _finish(frames: xr.DataArray, reading: Reading) -> xr.DataArray:
     """Units, missing codes, rates, CRS, step: what is said of the frames becomes what they are."""
     as_stored = frames.attrs.get("store") and not reading.changes_values
     frames = in_units(frames, reading)
-    frames = linked(frames, frames.attrs["source"]) if as_stored else cleaned(frames)
+    frames = linked(frames, Path(frames.attrs["source"]).resolve()) if as_stored else cleaned(frames)
     return frames if reading.step_minutes is None else _thin(frames, reading.step_minutes)
 
 
