@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks import agreement, choice, run, table
+from benchmarks import agreement, choice, run, store, table
 from benchmarks.cases import CASES, GROWTH, QUICK, SAME, arrays, from_json, parameter_count
 from benchmarks.peers import GROWTH_PEERS, PEERS, ours
 from benchmarks.worker import environment, timed
@@ -243,3 +243,28 @@ def test_auto_takes_the_fastest_engine_or_one_that_is_nearly_as_fast() -> None:
         for kind in ("forward", "train"):
             fastest = min(row[kind].values())
             assert row[kind][row["chosen"][kind]] <= 1.25 * fastest + 1.5, row
+
+
+def test_the_benchmark_of_stores_runs_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = str(tmp_path / "rain.zarr")
+    small = ["--model", "plain", "--crop", "64", "--batch", "2", "--updates", "2"]
+    monkeypatch.setattr("stormcell.data.windows.MEMORY_LIMIT", 2**30)  # it sets its own
+    for number, words in enumerate(
+        (["build", made, "--frames", "96", "--size", "130"], ["memory", made], ["speed", made])
+    ):
+        told = [
+            *words,
+            *(small if number else []),
+            "--rounds",
+            "1",
+            "--every",
+            "0.05",
+            "-o",
+            str(tmp_path / f"{number}.json"),
+        ]
+        monkeypatch.setattr("sys.argv", ["store", *told])
+        store.main()
+    found = json.loads((tmp_path / "1.json").read_text(encoding="utf-8"))
+    assert found["store"]["frames"] == [96, 130, 130]
+    assert found["highest_mb"] >= found["imported_mb"] > 0
+    assert json.loads((tmp_path / "2.json").read_text(encoding="utf-8"))["median"] > 0

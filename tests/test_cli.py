@@ -54,7 +54,9 @@ def refused(capsys: pytest.CaptureFixture[str], message: str, *arguments: object
 # --- what works ---
 
 
-@pytest.mark.parametrize("verb", [[], ["train"], ["forecast"], ["verify"], ["compare"], ["convert"], ["demo"]])
+@pytest.mark.parametrize(
+    "verb", [[], ["train"], ["forecast"], ["verify"], ["compare"], ["store"], ["convert"], ["demo"]]
+)
 def test_help_has_examples(capsys: pytest.CaptureFixture[str], verb: list[str]) -> None:
     out, _ = run(capsys, *verb, "--help")
     assert "Usage" in out
@@ -133,6 +135,21 @@ def test_forecast_in_every_form(work: Path, capsys: pytest.CaptureFixture[str], 
     assert len(iio.imread(tmp_path / "now.gif")) == 3 + 4
     assert (tmp_path / "now.mp4").read_bytes()[4:8] == b"ftyp"
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(n.name for n in names)
+
+
+def test_a_store_is_made_grown_and_trained_on(
+    work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "rain.zarr"
+    out, _ = run(capsys, "store", work / "train.nc", "-o", store)
+    assert out == f"wrote {store}: 300 frames of 32×32, 2024-01-01 00:00 UTC to 2024-01-08 00:55 UTC\n"
+    out, err = run(capsys, "store", work / "train.nc", work / "new.nc", "-o", store)
+    assert f"{store} has 300 frames up to 2024-01-08 00:55 UTC; going on from there" in err
+    assert out.startswith(f"wrote {store}: 360 frames of 32×32")
+    assert run(capsys, "store", work / "*.nc", "-o", store)[0] == f"{store}: nothing is newer\n"
+    monkeypatch.setattr("stormcell.data.windows.MEMORY_LIMIT", 0)
+    run(capsys, "train", store, "-o", tmp_path / "m.safetensors", *TRAIN)
+    assert "16 times as much as a dry one" in run(capsys, "inspect", tmp_path / "m.safetensors")[0]
 
 
 def test_verify_writes_a_table_a_json_and_a_report(
@@ -510,3 +527,19 @@ def test_what_compare_cannot_do(work: Path, tmp_path: Path, capsys: pytest.Captu
         capsys, "belong to --dataset moving-mnist", "compare", data, "--test-digits", "3", *output, "--updates", "2"
     )
     refused(capsys, "minutes are too few", "compare", *digits, *output, *COMPARE, "--minutes", "0.001")
+
+
+def test_a_store_of_what_does_not_fit_is_refused(
+    work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    refused(capsys, "s.nc: a store is a folder that ends in .zarr", "store", work / "train.nc", "-o", tmp_path / "s.nc")
+    refused(capsys, "the folder /nowhere does not exist", "store", work / "train.nc", "-o", "/nowhere/s.zarr")
+    refused(capsys, "none.nc does not exist", "store", tmp_path / "none.nc", "-o", tmp_path / "s.zarr")
+    save_frames(open_frames(work / "new.nc"), tmp_path / "other.zarr")
+    message = "other.zarr is there already, and `stormcell store` has not made it"
+    refused(capsys, message, "store", work / "train.nc", "-o", tmp_path / "other.zarr")
+    run(capsys, "store", work / "train.nc", "-o", tmp_path / "s.zarr")
+    message = "new.nc has another grid (16×16 pixels)"
+    refused(capsys, message, "store", work / "new.nc", "-o", tmp_path / "s.zarr", "--coarsen", 2)
+    message = "train.nc begins at 2024-01-01 00:00:00, and"
+    refused(capsys, message, "store", work / "new.nc", work / "train.nc", "-o", tmp_path / "t.zarr")

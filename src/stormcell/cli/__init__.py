@@ -15,7 +15,7 @@ import typer
 
 from ..errors import InputError
 from ..forecasting.processes import let_others_speak, processes
-from . import comparing, engines, forecasts, inspecting, weights  # noqa: F401 (they add their verbs to the app)
+from . import comparing, engines, forecasts, inspecting, storing, weights  # noqa: F401 (they add their verbs to the app)
 from .app import app
 from .speaking import note
 

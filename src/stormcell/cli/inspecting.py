@@ -74,6 +74,7 @@ def _about_model(forecaster: Forecaster) -> dict[str, str]:
         )
         facts["beside"] = ", ".join(f"{name} {kind}" for name, kind in kinds)
     facts |= {role: said for role in ("training", "validation") if (said := _frames_of(card, role))}
+    facts |= {"sampling": card["sampling"]} if "sampling" in card else {}
     best = card.get("validation", {})
     if best:
         facts["loss"] = f"{best['loss']:.4f} in validation, {best['reference']} {best['reference_loss']:.4f}"

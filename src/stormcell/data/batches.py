@@ -6,13 +6,38 @@ has each sample once; where the last batch is smaller than the number of process
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler, default_collate
 
 from .windows import Sample, Windows
+
+_MOST_WORKERS = 4
+
+
+class _Loader(DataLoader[Sample]):
+    """Whose workers begin with the first batch that is asked for: by then windows and batches know their epoch, which Lightning
+    tells after it has asked for an iterator.
+    """
+
+    def __iter__(self) -> Any:
+        yield from super().__iter__()
+
+
+def _workers() -> int:
+    """Processes that read ahead of the one that computes: as many as it has cores beside one, which is what torch takes for its
+    threads; none where processes cannot be forked. What is in memory is at hand sooner than another process could send it.
+    """
+    return min(torch.get_num_threads() - 1, _MOST_WORKERS) if sys.platform == "linux" else 0
+
+
+def _begin(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that they read for, which ends them
 
 
 class Batches(Sampler[list[int]]):
@@ -40,7 +65,9 @@ class Batches(Sampler[list[int]]):
             yield order[k * self.size : (k + 1) * self.size][self.rank :: self.count].tolist()
 
     def loader(self) -> DataLoader[Sample]:
-        return DataLoader(self.windows, batch_sampler=self, collate_fn=self._collated)
+        workers = _workers() if self.shuffled and self.windows.places is not None else 0
+        told: dict[str, Any] = {"multiprocessing_context": "fork", "worker_init_fn": _begin} if workers else {}
+        return _Loader(self.windows, batch_sampler=self, collate_fn=self._collated, num_workers=workers, **told)
 
     def _collated(self, samples: list[Sample]) -> Sample:
         """Who has no share takes part all the same, with a sample without a valid pixel."""

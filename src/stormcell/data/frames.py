@@ -8,9 +8,11 @@ the origin in `attrs["source"]`. Values stay on disk until they are used, where 
 
 from __future__ import annotations
 
+import bisect
 import glob
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +36,9 @@ from .axes import (
     with_grid,
 )
 from .channels import channels_of, readings, stacked, static_file, with_static
-from .readers.raw import CompanionFile, time_in_name
+from .readers.raw import CompanionFile, forget_copy, time_in_name
 from .reading import Reading
+from .store import linked
 from .units import MARSHALL_PALMER, canonical, from_rain_rate, is_rain, to_rain_rate
 
 Paths = str | Path | Sequence[str | Path]
@@ -320,6 +323,76 @@ def raw_series(data: Sequence[str | Path], reading: Reading) -> list[xr.DataArra
     return [_joined(members) for members in series]
 
 
+def in_turn(
+    files: Iterable[Path], reading: Reading, *, after: np.datetime64 | None = None, at_least: int = 1
+) -> Iterator[xr.DataArray]:
+    """Frames of files in the order given, of some `at_least` at a time, so that an archive need not be opened as a whole; what
+    is not newer than `after` is left out. Use what is yielded before you ask for more.
+
+    Thinned to `reading.step_minutes` they are counted on from the first, or from `after`.
+
+    Raises InputError as `open_frames` does, and if a file does not begin after the one before it.
+    """
+    step = reading.step_minutes
+    for parts in _gathered(files, reading, at_least):
+        frames = _joined(parts)
+        own = time_step(frames.time.values)
+        step = own if isinstance(own, float) else step
+        frames = _finish(frames, replace(reading, step_minutes=None if own else step))
+        if reading.step_minutes is not None:
+            frames = _thinned_on(frames, reading.step_minutes, after)
+        if after is not None:
+            frames = frames.isel(time=frames.time.values > after)
+        if frames.sizes["time"]:
+            after = frames.time.values[-1]
+            yield frames
+        for part in parts:  # what has been yielded has been used
+            forget_copy(Path(part.attrs["source"]))
+
+
+def _gathered(files: Iterable[Path], reading: Reading, at_least: int) -> Iterator[list[xr.DataArray]]:
+    """Files, raw but for their times, as many together as have so many frames."""
+    parts: list[xr.DataArray] = []
+    before: xr.DataArray | None = None
+    for path in files:
+        try:
+            (part,) = _with_times([_read(path, reading)], reading)
+        except CompanionFile:
+            continue
+        if part.attrs.get("forecast"):
+            raise InputError(f"{path} is a forecast: a store is for what was observed")
+        if before is not None and part.time.values[0] <= before.time.values[-1]:
+            raise InputError(
+                f"{path} begins at {time_text(part.time.values[0], 's')}, and {before.attrs['source']}, which comes before it, "
+                f"ends at {time_text(before.time.values[-1], 's')}: name files so that they sort by time, or give them in "
+                "that order"
+            )
+        if reading.start is not None and reading.step_minutes is not None:  # files without times are counted on
+            reading = replace(reading, start=str(advance(part.time.values[-1], reading.step_minutes, 1)))
+        before = part
+        parts.append(part)
+        if sum(part.sizes["time"] for part in parts) >= at_least:
+            yield parts
+            parts = []
+    if parts:
+        yield parts
+
+
+def newer(files: Sequence[Path], reading: Reading, after: np.datetime64) -> Sequence[Path]:
+    """Files from the first one on that ends after a time: found by halving, where they say their times, which ascend."""
+
+    def end(path: Path) -> np.datetime64:
+        part = _read(path, reading)
+        if "time" not in part.coords:
+            raise CompanionFile
+        return part.time.values[-1]
+
+    try:
+        return files[bisect.bisect_right(files, after, key=end) :]
+    except CompanionFile:
+        return files
+
+
 def _continues(before: xr.DataArray, after: xr.DataArray) -> bool:
     return (
         same_grid(before, after)
@@ -390,6 +463,7 @@ def _joined(parts: list[xr.DataArray]) -> xr.DataArray:
             )
     aligned = [part.assign_coords(x=first.x, y=first.y) for part in parts]  # grids that differ by rounding
     frames = xr.concat(aligned, "time", combine_attrs="override", coords="minimal", compat="override", join="override")
+    frames.attrs["store"] = False
     first_file, last_file = (str(part.attrs["source"]) for part in (parts[0], parts[-1]))
     frames.attrs["source"] = f"{first_file} … {Path(last_file).name} ({len(parts)} files)"
     return frames
@@ -397,7 +471,9 @@ def _joined(parts: list[xr.DataArray]) -> xr.DataArray:
 
 def _finish(frames: xr.DataArray, reading: Reading) -> xr.DataArray:
     """Units, missing codes, rates, CRS, step: what is said of the frames becomes what they are."""
-    frames = cleaned(in_units(frames, reading))
+    as_stored = frames.attrs.get("store") and not reading.changes_values
+    frames = in_units(frames, reading)
+    frames = linked(frames, Path(frames.attrs["source"]).resolve()) if as_stored else cleaned(frames)
     return frames if reading.step_minutes is None else _thin(frames, reading.step_minutes)
 
 
@@ -457,3 +533,16 @@ def _thin(frames: xr.DataArray, minutes: float) -> xr.DataArray:
         ):
             keep.append(k)
     return frames.isel(time=sorted(keep))
+
+
+def _thinned_on(frames: xr.DataArray, minutes: float, after: np.datetime64 | None) -> xr.DataArray:
+    """Keep frames `minutes` apart, counted on from `after`, anew after each gap."""
+    if frames.sizes["time"] > 1 and _thin(frames, minutes).sizes["time"] == frames.sizes["time"]:
+        return frames
+    keep, last = [], after
+    for k, time in enumerate(frames.time.values):
+        late = np.timedelta64(round(60 * minutes * (1 + TOLERANCE)), "s")
+        if last is None or follows(last, time, minutes) or time - last > late:
+            keep.append(k)
+            last = time
+    return frames.isel(time=keep)

@@ -32,3 +32,9 @@ class Reading:
     gain: float | None = None
     offset: float | None = None
     static: Sequence[str] = ()
+
+    @property
+    def changes_values(self) -> bool:
+        """Whether anything is said of the values themselves."""
+        said = (self.units, self.missing, self.zr, self.gain, self.offset)
+        return any(value is not None for value in said)

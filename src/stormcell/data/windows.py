@@ -24,12 +24,15 @@ from .axes import Step, advance, follows, step_text, time_step
 from .channels import channels_of
 from .frames import coarsen as coarsened
 from .frames import in_memory, values, zr_pair
+from .places import WEIGHTS, places_of
+from .store import stretch_of
 from .units import Transform
 
 MEMORY_LIMIT = 4 * 2**30  # bytes of float32 frames that are kept in memory; above it windows are read from disk
 VALIDATION_SHARE = 0.2
 WET = 0.1  # encoded rain at 7 dBZ, 0.1 mm/h: what verification calls wet
 _CROP_TRIES = 4
+_ALL = slice(None)
 
 
 # --- runs ---
@@ -115,9 +118,15 @@ def _without(runs: Sequence[xr.DataArray], spans: Sequence[Span], guard: int, st
         keep = np.ones(len(times), dtype=bool)
         for first, last in spans:
             keep &= (times <= advance(first, step, -guard)) | (times >= advance(last, step, guard))
-        if keep.any():
-            kept += split_at_gaps(run.isel(time=keep)) if not keep.all() else [run]
+        edges = np.flatnonzero(
+            np.diff(keep.astype(int), prepend=0, append=0)
+        )  # slices, since they stay stretches on disk
+        kept += [run.isel(time=slice(a, b)) for a, b in zip(edges[::2], edges[1::2])] if not keep.all() else [run]
     return kept
+
+
+def _since(run: xr.DataArray, time: np.datetime64) -> xr.DataArray:
+    return run.isel(time=slice(int(np.searchsorted(run.time.values, time)), None))
 
 
 def split_by_time(
@@ -145,7 +154,7 @@ def split_by_time(
             raise InputError(
                 f"--test-from {str(test_from)[:16]} sets nothing aside: the newest frame is of {str(newest)[:16]}"
             )
-        aside += [late for run in runs if (late := run.sel(time=run.time >= test_from)).sizes["time"]]
+        aside += [late for run in runs if (late := _since(run, test_from)).sizes["time"]]
         kept_out.append((test_from, newest))
     rest = _without(runs, kept_out, length, step)
     if validation:
@@ -242,7 +251,7 @@ def _cut(runs: list[xr.DataArray], length: int, step: Step) -> tuple[list[xr.Dat
         if len(starts) < 3:
             break
         cut = starts[-count]
-        chosen = [late for run in runs if (late := run.sel(time=run.time >= cut)).sizes["time"] >= length]
+        chosen = [late for run in runs if (late := _since(run, cut)).sizes["time"] >= length]
         train = _without(runs, [(cut, max(run.time.values[-1] for run in runs))], length, step)
         train = [run for run in train if run.sizes["time"] >= length and run.time.values[0] < cut]
         if count_windows(train, length) >= 2 * count_windows(chosen, length):
@@ -274,7 +283,9 @@ class Windows(Dataset[Sample]):
     at most N samples, spread evenly over the windows, the same in each epoch and unturned. `beside` transforms the channels
     after the first.
 
-    Values stay in memory up to MEMORY_LIMIT; beyond, each window is read from disk.
+    Values stay in memory up to MEMORY_LIMIT; beyond, each window is read from disk. Of a training store only the crops are
+    read, and windows and crops are drawn by the index of its rain (`places.py`): the samples of an epoch are spread over the
+    windows by their weight.
     """
 
     def __init__(
@@ -304,6 +315,12 @@ class Windows(Dataset[Sample]):
         self.fixed = None if fixed is None else min(fixed, len(self.windows) * self.crops_a_window)
         self.in_memory = fits_memory(self.runs)
         self._encoded = [self._encode(run) for run in self.runs] if self.in_memory else []
+        self.stretches = [stretch_of(run) for run in self.runs]
+        starts = [self.starts(run) for run in self.runs]
+        self.places = None
+        if not self.in_memory and not periodic and len(self.transforms) == 1:
+            self.places = places_of(self.runs, self.stretches, starts, crop=self.crop, rain=self.transform.rain)
+        self.sampling = f"crops of the store are drawn by weight: {WEIGHTS}" if self.places else None
 
     def starts(self, run: xr.DataArray) -> range:
         """First frames of the windows of a run."""
@@ -318,15 +335,22 @@ class Windows(Dataset[Sample]):
         """Encoded past and future of the window that begins there (past + future, C, Y, X), NaN where missing."""
         return self.read(run, slice(start, start + self.past + self.future))
 
-    def read(self, run: int, time: slice) -> npt.NDArray[np.float32]:
-        """Encoded frames of a run (T, C, Y, X)."""
-        return self._encoded[run][time] if self.in_memory else self._encode(self.runs[run].isel(time=time))
+    def read(self, run: int, time: slice, y: slice = _ALL, x: slice = _ALL) -> npt.NDArray[np.float32]:
+        """Encoded frames of a run (T, C, Y, X), or a crop of them."""
+        if self.in_memory:
+            return self._encoded[run][time, :, y, x]
+        frames, stretch = self.runs[run], self.stretches[run]
+        if stretch is None:
+            return self._encode(frames.isel(time=time, y=y, x=x))
+        return self.transform.encode(stretch.read(time, y, x), frames.attrs["units"], zr_pair(frames))[:, None]
 
     def __len__(self) -> int:
         return self.fixed or len(self.windows) * self.crops_a_window
 
     def window(self, index: int) -> tuple[int, int]:
         """The window that sample `index` is a crop of: its run, and its first frame in that."""
+        if self.places is not None:
+            return self.windows[self.places.window((index + 0.5) / len(self))]
         place = index * len(self.windows) // self.fixed if self.fixed else index % len(self.windows)
         return self.windows[place]
 
@@ -335,9 +359,15 @@ class Windows(Dataset[Sample]):
             raise IndexError(index)
         epoch = 0 if self.fixed else self.epoch
         rng = np.random.default_rng([self.seed, epoch, index])
-        frames = self.frames(*self.window(index))
-        y, x = self._draw_crop(frames, rng)
-        frames = frames[..., y : y + self.crop, x : x + self.crop_x].astype(np.float32, copy=False)
+        if self.places is not None:
+            window = self.places.window((index + 0.5) / len(self))
+            (run, start), (y, x) = self.windows[window], self.places.place(window, rng.random())
+            time = slice(start, start + self.past + self.future)
+            frames = self.read(run, time, slice(y, y + self.crop), slice(x, x + self.crop))
+        else:
+            frames = self.frames(*self.window(index))
+            y, x = self._draw_crop(frames, rng)
+            frames = frames[..., y : y + self.crop, x : x + self.crop_x].astype(np.float32, copy=False)
         if self.periodic and not self.fixed:
             frames = np.roll(frames, int(rng.integers(self.crop_x)), axis=-1)
         elif self.transform.rain and len(self.transforms) == 1 and not self.fixed:

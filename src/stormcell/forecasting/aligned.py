@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 
 from ..data.axes import time_step
+from ..data.places import WEIGHTS
 from ..data.units import Transform
 from ..data.windows import MEMORY_LIMIT, Windows
 from ..nn.advection import paths, sample
@@ -23,7 +24,7 @@ class AlignedWindows(Windows):
     """Windows whose samples are fields at fixed ages and lead times, whatever the step of each run.
 
     Each window is moved once and kept. Of more than memory holds, windows are taken evenly: those a frame apart are
-    nearly the same.
+    nearly the same. Of a training store they are drawn in proportion to their rain (`data/places.py`), others in each epoch.
 
     Args:
         ages, leads: minutes before and after the newest past frame; a lead time without a frame near it is missing, and a
@@ -42,11 +43,29 @@ class AlignedWindows(Windows):
         self.ages, self.leads = tuple(ages), tuple(leads)
         super().__init__(runs, transform, past=len(ages), future=len(leads), **options)
         largest = max(run.sizes["y"] * run.sizes["x"] for run in self.runs) * 2 * (self.past + self.future)
-        thinning = math.ceil(len(self.windows) * largest / MEMORY_LIMIT)
+        thinning = max(math.ceil(len(self.windows) * largest / MEMORY_LIMIT), 1)
+        self.drawn, self.places = (
+            self.places if thinning > 1 else None,
+            None,
+        )  # crops are drawn from what has been moved
+        self.sampling = (
+            f"windows of the store are drawn by the weight of their crops: {WEIGHTS}" if self.drawn else None
+        )
+        self.every = self.windows
         self.windows = self.windows[::thinning]
+        self._renewed: int | None = None
         if self.fixed is not None:
             self.fixed = min(self.fixed, len(self.windows) * self.crops_a_window)
         self._moved: dict[tuple[int, int], npt.NDArray[np.float16]] = {}
+
+    def window(self, index: int) -> tuple[int, int]:
+        epoch = 0 if self.fixed else self.epoch
+        if self.drawn is not None and self._renewed != epoch:
+            self._renewed, count = epoch, len(self.windows)
+            shares = (np.arange(count) + np.random.default_rng([self.seed, epoch]).random()) / count
+            self.windows = [self.every[self.drawn.window(share)] for share in shares]
+            self._moved = {window: self._moved[window] for window in self.windows if window in self._moved}
+        return super().window(index)
 
     def starts(self, run: xr.DataArray) -> range:
         step = self._step(run)

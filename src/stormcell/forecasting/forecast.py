@@ -35,6 +35,7 @@ from ..writing import whole_file
 from .bundled import model_file
 from .climatology import Climatology
 from .losses import Sums, summed_error
+from .tiles import halo, side, tiled
 
 FORMAT = 1
 _CLIMATOLOGY = "climatology"  # among the weights in a file
@@ -220,7 +221,8 @@ class Forecaster:
     def fields(self, past: npt.NDArray[np.float32], steps: Steps) -> npt.NDArray[np.float32]:
         """Frames (past, [C,] Y, X) as `quantities` has them, NaN where missing → forecast (steps, Y, X).
 
-        Missing only where all past frames are. Raises InputError for a part of a step.
+        Missing only where all past frames are. Of large frames a tile at a time (`tiles.py`). Raises InputError for a part of a
+        step.
         """
         wanted = lead_steps(steps)
         if any(k % 1 for k in wanted):
@@ -230,9 +232,16 @@ class Forecaster:
         encoded = [t.encode(channels[:, k], "mm/h" if t.rain else t.units) for k, t in enumerate(transforms)]
         device = next(self.network.parameters()).device
         self.network.eval()
-        with torch.no_grad():
-            x = network_input(np.stack(encoded, axis=1))[None].to(device)
-            y = self.network(x, int(wanted[-1]))[0, [int(k) - 1 for k in wanted], 0].float().cpu().numpy()
+
+        def forecast(tile: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+            with torch.no_grad():
+                y = self.network(network_input(tile)[None].to(device), int(wanted[-1]))
+                return y[0, [int(k) - 1 for k in wanted], 0].float().cpu().numpy()
+
+        x = np.stack(encoded, axis=1)
+        size = self.network, len(past), int(wanted[-1])
+        whole = self.network.periodic_x  # a tile would have ends
+        y = forecast(x) if whole else tiled(forecast, x, side=side(*size), halo=halo(*size))
         y[:, ~np.isfinite(channels[:, 0]).any(axis=0)] = np.nan
         return self.transform.decode(y, "mm/h" if self.transform.rain else self.transform.units)
 

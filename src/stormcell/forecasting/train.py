@@ -38,7 +38,7 @@ from ..data.channels import channels_of, first_channel
 from ..data.channels import described as described_channels
 from ..data.frames import values, zr_pair
 from ..data.units import Transform
-from ..data.windows import Sample, Split, Windows, common_step, count_windows, split_or_advise
+from ..data.windows import Sample, Split, Windows, common_step, count_windows, fits_memory, split_or_advise
 from ..errors import InputError
 from ..writing import check_writable
 from .climatology import Climatology
@@ -51,6 +51,7 @@ from .processes import GO_ON, Processes, check_shares, from_the_first, processes
 _VALIDATION_SAMPLES = 48
 _VALIDATIONS = 12  # in the time given by `minutes`
 _FINE_TUNING = 0.2  # of the usual learning rate
+_FITTED_ON = 2**28  # bytes of an archive
 
 
 _OPTIONS = {"hidden_channels": "hidden", "base": "from"}  # where they are not called as in a Recipe
@@ -282,6 +283,8 @@ def plan(
     forecaster.card |= {"frames": frames, "recipe": asdict(recipe)}
     if begun is None:
         forecaster.card["variable"] = str(first_channel(everything[0]).name or "")
+    if training.sampling:
+        forecaster.card["sampling"] = training.sampling
     return Plan(split, recipe, training, chosen, forecaster, identity)
 
 
@@ -371,7 +374,8 @@ def fitted_transform(runs: Sequence[xr.DataArray], training: Sequence[xr.DataArr
             )
     if transform.rain:
         return Transform(zr=zr_pair(first))
-    return Transform.fit(first.attrs["units"], [values(run.isel(time=slice(None, None, 3))) for run in training])
+    every = 3 if fits_memory(training) else math.ceil(sum(run.nbytes for run in training) / _FITTED_ON)
+    return Transform.fit(first.attrs["units"], [values(run.isel(time=slice(None, None, every))) for run in training])
 
 
 def described(windows: Windows, role: str) -> list[dict[str, Any]]:

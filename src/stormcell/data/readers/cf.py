@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from ...errors import InputError
+from .. import store
 from .raw import start_of, time_in_name
 
 SUFFIXES = (".nc", ".nc4", ".cdf", ".netcdf", ".zarr")
@@ -33,7 +34,9 @@ def open_dataset(path: Path) -> xr.Dataset:
     if path.is_dir():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # a store without consolidated metadata is fine
-            return xr.open_zarr(path, chunks={}, decode_timedelta=False)
+            # A training store has many small chunks, and dask takes seconds over a graph of all of them.
+            chunks = {"time": store.FRAMES, "y": -1, "x": -1} if store.is_store(path) else {}
+            return xr.open_zarr(path, chunks=chunks, decode_timedelta=False)
     start = start_of(path, 4)
     engine = "h5netcdf" if start == b"\x89HDF" else "netcdf4" if start == b"CDF\x05" else "scipy"
     return xr.open_dataset(path, engine=engine, chunks={}, decode_timedelta=False)
@@ -116,6 +119,7 @@ def read(path: Path, variable: str | None = None) -> xr.DataArray:
         "precipitation": is_precipitation(frames, name),
         "crs": _crs(dataset, dataset[name]),
         "period_minutes": _period(dataset),
+        "store": store.is_store(path),
         "forecast": dataset.attrs.get("title") == "pysteps-generated nowcast"
         or ("lead_time" in dataset.coords and dataset.coords.get("forecast_reference_time", _NONE).ndim == 0),
         **pair,

@@ -8,6 +8,7 @@ import gzip
 import io
 import math
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -96,10 +97,22 @@ def plain_file(path: Path) -> Iterator[Path]:
         yield _unpacked_into(path, folder)
 
 
-@functools.cache
+_copies: dict[Path, Path] = {}
+
+
 def kept_copy(path: Path) -> Path:
     """The file itself, or an unpacked copy that lasts as long as this program, for values that stay on disk."""
-    return _unpacked_into(path, tempfile.mkdtemp(dir=_scratch().name)) if is_packed(path) else path
+    if not is_packed(path):
+        return path
+    if path not in _copies:
+        _copies[path] = _unpacked_into(path, tempfile.mkdtemp(dir=_scratch().name))
+    return _copies[path]
+
+
+def forget_copy(path: Path) -> None:
+    """Remove the copy, where there is one, of a file whose values have been read."""
+    if path in _copies:
+        shutil.rmtree(_copies.pop(path).parent, ignore_errors=True)
 
 
 @functools.cache
