@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager
-from functools import cache, cached_property
+from functools import cached_property
 from importlib.util import find_spec
 from math import prod
 from types import ModuleType
@@ -44,9 +44,11 @@ def _interprets() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@cache
+_INSTALLED = find_spec("triton") is not None  # looked for once: torch.compile traces through the rules
+
+
 def _is_installed() -> bool:
-    return find_spec("triton") is not None
+    return _INSTALLED
 
 
 def unavailable() -> str | None:
