@@ -117,6 +117,15 @@ def call(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     raise InputError(answer) if kind == "input" else ChildError(answer)
 
 
+def apart(function: Callable[P, R]) -> Callable[P, R]:
+    """A function that is called as `call` does it."""
+
+    def there(*args: P.args, **kwargs: P.kwargs) -> R:
+        return call(function, *args, **kwargs)
+
+    return there
+
+
 def serve() -> None:
     """The other side: answers calls until its input ends."""
     incoming, outgoing = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from ...errors import InputError
-from ..child import call
+from ..child import apart, call
 from .raw import Header, centres, lazily, plain_file, time_in_name
 
 SUFFIXES = (".tif", ".tiff")
@@ -19,11 +19,7 @@ _ITEM = re.compile(r'<Item name="([^"]+)"([^>]*)>([^<]*)</Item>')
 
 
 def read(path: Path, variable: str | None = None) -> xr.DataArray:
-    return lazily(path, call(describe, path), _decoded)
-
-
-def _decoded(path: Path, key: Any) -> npt.NDArray[np.float32]:
-    return call(decode, path, key)
+    return lazily(path, call(describe, path), apart(decode))
 
 
 def describe(path: Path) -> Header:

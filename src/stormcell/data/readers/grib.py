@@ -15,13 +15,12 @@ import numpy.typing as npt
 import xarray as xr
 
 from ...errors import InputError
-from ..child import call
-from .raw import LARGEST_FRAME, Header, lazily, plain_file
+from ..child import apart, call
+from .raw import LARGEST_FRAME, Header, choose, lazily, plain_file
 
 SUFFIXES = (".grib", ".grib2", ".grb", ".grb2", ".grib1")
 _MRMS, _MRMS_RATE = 161, (209, 6, 1)  # centre NSSL; discipline, category, number, which ecCodes does not know
 _MRMS_NO_COVERAGE = -3.0
-_ABOUT = ("centre", "edition", "shortName", "name", "units", "gridType", "Nx", "Ny", "level", "typeOfLevel", "stepType")
 
 
 def recognises(start: bytes) -> bool:
@@ -30,11 +29,7 @@ def recognises(start: bytes) -> bool:
 
 def read(path: Path, variable: str | None = None) -> xr.DataArray:
     """All messages of one variable; choose it by its short name. Raises InputError if there are several, or no ecCodes."""
-    return lazily(path, call(describe, path, variable), _decoded)
-
-
-def _decoded(path: Path, key: Any) -> npt.NDArray[np.float32]:
-    return call(decode, path, key)
+    return lazily(path, call(describe, path, variable), apart(decode))
 
 
 def describe(path: Path, variable: str | None) -> Header:
@@ -42,12 +37,7 @@ def describe(path: Path, variable: str | None) -> Header:
     for message, number in _messages(path):
         about = _about(message, number)
         found.setdefault(about["name"], []).append(about)
-    if variable is None and len(found) == 1:
-        variable = next(iter(found))
-    if variable not in found:
-        names = ", ".join(found) or "no field"
-        raise InputError(f"{path} holds {names}: choose with --variable" if variable is None else
-                         f"{path} has no variable {variable!r}; it has {names}")  # fmt: skip
+    variable = choose(path, found, variable, what="variable", none="no field")
     fields = found[variable]
     first = fields[0]
     if any(one["grid"] != first["grid"] for one in fields):

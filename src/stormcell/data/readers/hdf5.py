@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from ..child import call
+from ..child import apart, call
 from . import cf, knmi, odim
 from .raw import Header, kept_copy, lazily, plain_file
 
@@ -24,11 +24,7 @@ def recognises(start: bytes) -> bool:
 def read(path: Path, variable: str | None = None) -> xr.DataArray:
     """Frames of one file. Raises InputError if it is not clear which of its quantities is meant."""
     header = call(describe, path, variable)
-    return cf.read(kept_copy(path), variable) if header is None else lazily(path, header, _decoded)
-
-
-def _decoded(path: Path, key: Any) -> npt.NDArray[np.float32]:
-    return call(decode, path, key)
+    return cf.read(kept_copy(path), variable) if header is None else lazily(path, header, apart(decode))
 
 
 def describe(path: Path, variable: str | None) -> Header | None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ...errors import InputError
 from ..units import NO_ECHO_DBZ
-from .raw import Header, centres
+from .raw import Header, centres, choose
 
 if TYPE_CHECKING:
     import h5py
@@ -40,12 +40,7 @@ def describe(file: h5py.File, path: Path, variable: str | None) -> Header:
             f"{path} is no composite but {_text(what['object'])}, in polar coordinates: give frames on a grid"
         )
     found, quality = _quantities(file)
-    if variable is None and len(found) == 1:
-        variable = next(iter(found))
-    if variable not in found:
-        names = ", ".join(found) or "none"
-        raise InputError(f"{path} holds the quantities {names}: choose with --variable" if variable is None else
-                         f"{path} has no quantity {variable!r}; it has {names}")  # fmt: skip
+    variable = choose(path, found, variable, what="quantity", prefix="the quantities ", none="none")
     group, data = found[variable]
     about = _what(file, group, data)
     start, end = (_time(about.get(f"{k}date"), about.get(f"{k}time")) for k in ("start", "end"))

@@ -10,7 +10,7 @@ import math
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -136,6 +136,18 @@ def time_in_name(path: Path) -> np.datetime64 | None:
 
 
 # --- arrays ---
+
+
+def choose(path: Path, found: Collection[str], variable: str | None, *, what: str, prefix: str = "", none: str) -> str:
+    """The one that is asked for, or the only one. Raises InputError with all that there are, or `none`."""
+    if variable is None and len(found) == 1:
+        return next(iter(found))
+    names = ", ".join(found) or none
+    if variable is None:
+        raise InputError(f"{path} holds {prefix}{names}: choose with --variable")
+    if variable not in found:
+        raise InputError(f"{path} has no {what} {variable!r}; it has {names}")
+    return variable
 
 
 def stack(data: Any, path: Path, *, times: Sequence[np.datetime64] | None = None) -> xr.DataArray:
