@@ -145,9 +145,9 @@ def scored(
     return found
 
 
-def table() -> str:
+def table(results: Path) -> str:
     """Scores by fold, then what is asked of the mean over folds, and what came out."""
-    folds = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
+    folds = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))}
     if not folds:
         return "nothing is known yet"
     at = {
@@ -214,15 +214,18 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, default=Path("skill-work"), help="folder for models, and rivals' nowcasts (30 GB)"
     )
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="folder of the scores; those in the repository, unless given"
+    )
     parser.add_argument("--table", action="store_true")
     asked = parser.parse_args()
     if asked.events is not None:
-        RESULTS.mkdir(parents=True, exist_ok=True)
+        asked.results.mkdir(parents=True, exist_ok=True)
         asked.work.mkdir(parents=True, exist_ok=True)
         memory = joblib.Memory(asked.work / "rivals", verbose=0)
         chosen = recipe(asked.epochs)
         for fold in asked.folds.split(","):
-            path = RESULTS / f"{fold}.json"
+            path = asked.results / f"{fold}.json"
             if path.exists():
                 continue
             forecaster = trained(asked.events, fold, chosen, asked.work)
@@ -238,7 +241,7 @@ def main() -> None:
             }
             with whole_file(path) as temporary:
                 temporary.write_text(json.dumps(result, indent=1), encoding="utf-8")
-    print(table())
+    print(table(asked.results))
 
 
 if __name__ == "__main__":
