@@ -14,6 +14,7 @@ from stormcell.data.synthetic import advected_rain
 from stormcell.forecasting.bundled import DEFAULT, model_file
 from stormcell.forecasting.forecast import save_frames
 from stormcell.forecasting.motion import has_pysteps
+from stormcell.forecasting.train import OF_THE_NETWORK
 
 if not has_pysteps():
     pytest.skip("pysteps or OpenCV is not installed", allow_module_level=True)
@@ -85,4 +86,15 @@ def test_fine_tuning_goes_on_from_it(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main([*train, "--coarsen", "2"]) == 0
     mine = load(output)
     assert mine.card["recipe"]["learning_rate"] == pytest.approx(0.2 * type(mine).usual["learning_rate"])
+    kept = {name: load(DEFAULT).card["recipe"][name] for name in OF_THE_NETWORK}
+    assert kept == {name: mine.card["recipe"][name] for name in OF_THE_NETWORK}
     assert len(mine.card["frames"]) > len(load(DEFAULT).card["frames"])  # it remembers what both have seen
+
+
+def test_what_the_network_is_cannot_be_changed_by_fine_tuning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "train.yaml").write_text("hidden: [16, 16]\n")
+    for words in (["--past", "3"], ["--kernel-size", "5"], ["--config", str(tmp_path / "train.yaml")]):
+        assert main(["train", "rain.nc", "--from", DEFAULT, "-o", str(tmp_path / "mine.safetensors"), *words]) == 2
+        assert "is that of the model which --from names: leave it out" in capsys.readouterr().err

@@ -23,6 +23,7 @@ from .options import (
     check_range,
     check_results,
     device_named,
+    given,
     names_in,
     numbers_in,
     reads_frames,
@@ -67,7 +68,11 @@ def train(
     ] = None,
     base: Annotated[
         Path | None,
-        typer.Option("--from", metavar="MODEL", help="Fine-tune this model; `default` comes with Stormcell: rain."),
+        typer.Option(
+            "--from",
+            metavar="MODEL",
+            help="Fine-tune this model, as it is built; `default` comes with Stormcell: rain.",
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after Ctrl-C or a kill.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and stop.")] = False,
@@ -101,13 +106,16 @@ def train(
 
     from ..data.axes import parse_time
     from ..forecasting.processes import GO_ON, asked_for, check_shares, launch
-    from ..forecasting.train import Recipe, check_model_path, plan
+    from ..forecasting.train import OF_THE_NETWORK, Recipe, check_model_path, option, plan
     from ..forecasting.train import dry_run as measure
     from ..forecasting.train import train as fit
 
     team = asked_for(devices, nodes)
     if not dry_run and team.first:
         check_model_path(output)
+    for said in map(option, OF_THE_NETWORK if base is not None else ()):
+        if given(context, said.replace("-", "_")):
+            raise InputError(f"--{said} is that of the model which --from names: leave it out")
     check_range("--minutes", minutes, most=YEAR_MINUTES)
     check_range("--learning-rate", learning_rate, most=1.0)
     aside_from = None if test_from is None else parse_time(test_from, "--test-from")

@@ -200,6 +200,12 @@ def configured(context: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
+def given(context: typer.Context, name: str) -> bool:
+    """Whether an option stands on the command line or in --config."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name in ("COMMANDLINE", "DEFAULT_MAP", "ENVIRONMENT")
+
+
 def overridden(context: typer.Context, name: str, *, by: str) -> bool:
     """Whether an option comes from --config, and one that excludes it stands on the command line, which wins."""
     sources = [context.get_parameter_source(option) for option in (name, by)]

@@ -54,9 +54,6 @@ _FINE_TUNING = 0.2  # of the usual learning rate
 _FITTED_ON = 2**28  # bytes of an archive
 
 
-_OPTIONS = {"hidden_channels": "hidden", "base": "from"}  # where they are not called as in a Recipe
-
-
 @dataclass(frozen=True)
 class Recipe:
     """How to train. The defaults suit radar composites on a laptop.
@@ -71,7 +68,7 @@ class Recipe:
             on grids that go around the globe the largest up to 4 that divides their columns.
         learning_rate: the highest; it rises over the first 5 % and falls as a cosine to nothing. None: 0.001, for
             lagrangian models 0.015, and with `base` a fifth of that.
-        base: model file whose weights, architecture and lengths are gone on with, or None.
+        base: model file whose weights are gone on with, or None. What is OF_THE_NETWORK is then that model's.
         seed: of weights and crops.
         device: "auto", "cpu", "cuda", "mps" …
     """
@@ -90,6 +87,14 @@ class Recipe:
     base: str | None = None
     seed: int = 0
     device: str = "auto"
+
+
+def option(name: str) -> str:
+    """How what is `name` in a Recipe is called on the command line, without dashes before it."""
+    return {"hidden_channels": "hidden", "base": "from"}.get(name, name.replace("_", "-"))
+
+
+OF_THE_NETWORK = ("model", "past", "future", "hidden_channels", "kernel_size", "patch")
 
 
 class _Training(lightning.LightningModule):
@@ -256,6 +261,8 @@ def plan(
     channels = len(described_channels(everything[0]))
     kind = type(begun) if begun else kind_for(recipe.model, everything[0].attrs["units"], step, channels=channels)
     width = _columns_around(everything)
+    if begun is not None:
+        recipe = replace(recipe, **{name: own for name, own in begun.card["recipe"].items() if name in OF_THE_NETWORK})
     recipe = _whole(recipe, kind, width)
     if begun is None:
         past, future = kind.span(step, recipe.past, recipe.future)
@@ -577,7 +584,7 @@ def _check_resumable(last: Path, plan: Plan) -> None:
             f"{last} is not a checkpoint of this program, or is damaged; train without --resume"
         ) from error
     if changed:
-        options = ", ".join("--" + _OPTIONS.get(key, key.replace("_", "-")) for key in changed)
+        options = ", ".join("--" + option(key) for key in changed)
         raise InputError(f"{last} was made with another {options}: give the same options, or train without --resume")
     if not same_frames:
         raise InputError(f"{last} was made with other frames: give the same DATA, or train without --resume")
