@@ -3,13 +3,15 @@
 python -m benchmarks.scaling                          on this machine's GPUs, or its cores where it has none
 python -m benchmarks.scaling --devices 1,2 --minutes 2 --batch 32 -o scaling.json
 
-Each number is a training of its own, with validations in it, as people run it; the start of its processes is left out.
+Each number is a training of its own, with validations in it, as people run it; the start of its processes is left out. On CPUs
+each process has an equal part of the cores, that of the most processes; a last row gives one process all of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -27,9 +29,9 @@ from stormcell.provenance import commit, machine
 RESULT = Path(__file__).parent / "results" / "scaling" / "scaling.json"
 
 
-def updates_in(folder: Path, devices: int, options: argparse.Namespace) -> int:
-    """Updates that so many processes make in the time."""
-    model = folder / f"{options.model}-{devices}.safetensors"
+def updates_in(folder: Path, devices: int, threads: int | None, options: argparse.Namespace) -> int:
+    """Updates that so many processes make in the time, with so many threads each."""
+    model = folder / f"{options.model}-{devices}-{threads}.safetensors"
     told = [f"--{name}={getattr(options, name)}" for name in ("model", "device", "batch", "minutes")]
     command = [
         sys.executable,
@@ -42,24 +44,35 @@ def updates_in(folder: Path, devices: int, options: argparse.Namespace) -> int:
         f"--devices={devices}",
         *told,
     ]
-    subprocess.run(command, check=True)
+    subprocess.run(command, check=True, env=os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {}))
     return int(load(model).card["updates"])
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     counts = [int(number) for number in options.devices.split(",")]
+    cores = os.cpu_count() or 1
+    rows: list[tuple[int, int | None]] = [(devices, None) for devices in counts]
+    if options.device == "cpu":
+        each = max(1, cores // max(counts))
+        rows = [(devices, each) for devices in counts]
+        rows += [(1, cores)] if (1, cores) not in rows else []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save_frames(advected_rain(40, 24, size=256, seed=0), folder / "rain.nc")
-        updates = [updates_in(folder, devices, options) for devices in counts]
+        updates = [updates_in(folder, *row, options) for row in rows]
     return {
         "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(),
         "machine": machine(options.device),
         "settings": {name: getattr(options, name) for name in ("model", "batch", "minutes", "device")},
         "rows": [
-            {"processes": devices, "updates_a_second": made / (60 * options.minutes), "speedup": made / updates[0]}
-            for devices, made in zip(counts, updates)
+            {
+                "processes": devices,
+                "threads_each": threads,
+                "updates_a_second": made / (60 * options.minutes),
+                "speedup": made / updates[0],
+            }
+            for (devices, threads), made in zip(rows, updates)
         ],
     }
 
@@ -81,7 +94,10 @@ def main() -> None:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     for row in result["rows"]:
-        print(f"{row['processes']} processes: {row['updates_a_second']:.2f} updates a second ({row['speedup']:.2f}×)")
+        threads = f" of {row['threads_each']} threads" if row["threads_each"] else ""
+        print(
+            f"{row['processes']} processes{threads}: {row['updates_a_second']:.2f} updates a second ({row['speedup']:.2f}×)"
+        )
 
 
 if __name__ == "__main__":

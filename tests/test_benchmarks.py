@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks import agreement, choice, run, store, table
+from benchmarks import agreement, choice, run, scaling, store, table
 from benchmarks.cases import CASES, GROWTH, QUICK, SAME, arrays, from_json, parameter_count
 from benchmarks.peers import GROWTH_PEERS, PEERS, ours
 from benchmarks.worker import environment, timed
@@ -268,3 +268,17 @@ def test_the_benchmark_of_stores_runs_small(tmp_path: Path, monkeypatch: pytest.
     assert found["store"]["frames"] == [96, 130, 130]
     assert found["highest_mb"] >= found["imported_mb"] > 0
     assert json.loads((tmp_path / "2.json").read_text(encoding="utf-8"))["median"] > 0
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_scaling_runs_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    made = tmp_path / "scaling.json"
+    monkeypatch.setattr(
+        "sys.argv", ["scaling", "--device", "cpu", "--devices", "1,2", "--minutes", "0.05", "-o", str(made)]
+    )
+    scaling.main()
+    rows = json.loads(made.read_text(encoding="utf-8"))["rows"]
+    assert [(row["processes"], row["threads_each"]) for row in rows] == [(1, 1), (2, 1), (1, 2)]
+    assert rows[0]["speedup"] == 1
+    assert all(row["updates_a_second"] > 0 for row in rows)
