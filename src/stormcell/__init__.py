@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .data.frames import coarsen, open_frames
+    from .data.contract import coarsen
+    from .data.frames import open_frames
     from .errors import InputError
     from .forecasting.forecast import Forecaster, load
     from .forecasting.verify import verify
@@ -36,7 +37,7 @@ _HOME = {
     "ConvLSTMCell3d": "nn.convlstm",
     "EncoderForecaster": "nn.forecaster",
     "paper_model": "nn.nets",
-    "coarsen": "data.frames",
+    "coarsen": "data.contract",
     "open_frames": "data.frames",
     "Forecaster": "forecasting.forecast",
     "load": "forecasting.forecast",

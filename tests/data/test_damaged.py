@@ -19,7 +19,7 @@ from PIL import Image
 
 from stormcell import open_frames
 from stormcell.cli import main
-from stormcell.data.frames import values
+from stormcell.data.contract import values
 from stormcell.errors import InputError
 from stormcell.forecasting.forecast import save_frames
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from stormcell import InputError, coarsen, open_frames
 from stormcell.data.axes import MONTH, area, grid_spacing, time_step
-from stormcell.data.frames import check_frames, open_runs, values, zr_pair
+from stormcell.data.contract import check_frames, values, zr_pair
+from stormcell.data.frames import open_runs
 from stormcell.data.reading import Reading
 from stormcell.data.units import NO_ECHO_DBZ
 from stormcell.forecasting.forecast import save_frames

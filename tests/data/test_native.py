@@ -10,7 +10,7 @@ import pytest
 
 from stormcell import open_frames
 from stormcell.data.axes import area
-from stormcell.data.frames import values
+from stormcell.data.contract import values
 from stormcell.data.units import NO_ECHO_DBZ
 
 from . import formats

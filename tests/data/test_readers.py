@@ -15,7 +15,7 @@ import xarray as xr
 from stormcell import InputError, open_frames
 from stormcell.data import child
 from stormcell.data.child import ChildError
-from stormcell.data.frames import values
+from stormcell.data.contract import values
 
 from . import formats
 from .formats import LEVELS, TIME

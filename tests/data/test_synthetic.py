@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from stormcell.data.frames import check_frames
+from stormcell.data.contract import check_frames
 from stormcell.data.synthetic import advected_rain
 from stormcell.data.windows import split_at_gaps
 

@@ -10,7 +10,7 @@ import xarray as xr
 
 from stormcell import InputError, load
 from stormcell.data.axes import wraps
-from stormcell.data.frames import coarsen
+from stormcell.data.contract import coarsen
 from stormcell.data.units import Transform
 from stormcell.data.windows import Windows
 from stormcell.forecasting.train import Recipe, plan

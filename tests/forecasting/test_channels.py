@@ -13,7 +13,8 @@ import xarray as xr
 from stormcell import InputError, load, open_frames, verify
 from stormcell.cli import main
 from stormcell.data.channels import channels_of, described, first_channel, stacked, with_static
-from stormcell.data.frames import check_frames, coarsen, open_runs
+from stormcell.data.contract import check_frames, coarsen
+from stormcell.data.frames import open_runs
 from stormcell.data.inspection import inspected
 from stormcell.data.reading import Reading
 from stormcell.data.windows import runs_of

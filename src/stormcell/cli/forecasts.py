@@ -196,8 +196,9 @@ def forecast(
     """Forecast from your newest frames. No truth is needed; any number of steps, any frame size."""
     from ..data.axes import grid_spacing
     from ..data.channels import first_channel, static_file
-    from ..data.frames import coarsen as coarsened
-    from ..data.frames import find_files, in_memory, open_frames
+    from ..data.contract import coarsen as coarsened
+    from ..data.contract import in_memory
+    from ..data.frames import find_files, open_frames
     from ..forecasting.forecast import load, save_frames
     from ..writing import check_writable, whole_file
 

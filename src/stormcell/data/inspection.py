@@ -13,7 +13,8 @@ import xarray as xr
 from ..errors import InputError
 from .axes import MONTH, area, follows, grid_spacing, step_text, time_step, time_text, wraps
 from .channels import readings
-from .frames import cleaned, in_units, raw_series, values, zr_pair
+from .contract import cleaned, values, zr_pair
+from .frames import in_units, raw_series
 from .readers.raw import CompanionFile
 from .reading import Reading
 from .units import is_rain, to_rain_rate

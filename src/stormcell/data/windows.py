@@ -22,8 +22,8 @@ from torch.utils.data import Dataset
 from ..errors import InputError
 from .axes import Step, advance, follows, step_text, time_step
 from .channels import channels_of
-from .frames import coarsen as coarsened
-from .frames import in_memory, values, zr_pair
+from .contract import coarsen as coarsened
+from .contract import in_memory, values, zr_pair
 from .places import WEIGHTS, places_of
 from .store import stretch_of
 from .units import Transform

@@ -21,8 +21,9 @@ import zarr
 from numcodecs import Blosc
 
 from ..data.axes import same_grid
-from ..data.frames import coarsen as coarsened
-from ..data.frames import find_files, in_memory, in_turn, newer, open_frames, zr_pair
+from ..data.contract import coarsen as coarsened
+from ..data.contract import in_memory, zr_pair
+from ..data.frames import find_files, in_turn, newer, open_frames
 from ..data.reading import Reading
 from ..data.store import FRAMES, INDEX, MARK, PIXELS, is_store, record, records
 from ..errors import InputError

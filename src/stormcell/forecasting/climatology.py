@@ -15,7 +15,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from ..data.axes import TOLERANCE, same_grid
-from ..data.frames import values
+from ..data.contract import values
 from .motion import Array
 
 Times = npt.NDArray[np.datetime64]

@@ -25,7 +25,7 @@ from safetensors.torch import save
 
 from ..data.axes import MONTH, Step, advance, grid_spacing, step_text, time_step, time_text, wraps
 from ..data.channels import channels_of, described, first_channel
-from ..data.frames import check_frames, values, zr_pair
+from ..data.contract import check_frames, values, zr_pair
 from ..data.units import Transform, from_rain_rate, is_rain, to_rain_rate
 from ..data.windows import Sample, Windows, network_input, split_at_gaps
 from ..errors import InputError, reason

@@ -36,7 +36,7 @@ from ..data.axes import Step, area, common_grid_spacing, grid_spacing, wraps
 from ..data.batches import Batches
 from ..data.channels import channels_of, first_channel
 from ..data.channels import described as described_channels
-from ..data.frames import values, zr_pair
+from ..data.contract import values, zr_pair
 from ..data.units import Transform
 from ..data.windows import Sample, Split, Windows, common_step, count_windows, fits_memory, split_or_advise
 from ..errors import InputError

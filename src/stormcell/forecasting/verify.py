@@ -15,7 +15,7 @@ import xarray as xr
 
 from ..data.axes import Step, advance, area, grid_spacing, time_step, time_text
 from ..data.channels import first_channel
-from ..data.frames import check_frames
+from ..data.contract import check_frames
 from ..data.units import is_rain
 from ..data.windows import common_step, split_at_gaps
 from ..errors import InputError, reason
