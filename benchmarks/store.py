@@ -32,7 +32,7 @@ from stormcell.data.batches import Batches
 from stormcell.data.synthetic import advected_rain
 from stormcell.forecasting.archive import Archive
 from stormcell.forecasting.losses import mean
-from stormcell.forecasting.train import Plan, Recipe, plan
+from stormcell.forecasting.plan import Plan, Recipe, plan
 from stormcell.provenance import commit, machine
 
 RESULTS = Path(__file__).parent / "results" / "store"

@@ -23,7 +23,8 @@ from stormcell.data.reading import Reading
 from stormcell.data.windows import runs_of
 from stormcell.forecasting.bundled import DEFAULT, model_file
 from stormcell.forecasting.lagrangian import LagrangianForecaster
-from stormcell.forecasting.train import Plan, Recipe, described, train
+from stormcell.forecasting.plan import Plan, Recipe, described
+from stormcell.forecasting.train import train
 from stormcell.provenance import commit, machine
 from stormcell.writing import whole_file
 

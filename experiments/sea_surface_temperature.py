@@ -18,8 +18,9 @@ import numpy as np
 from stormcell.data.axes import time_text
 from stormcell.data.frames import open_frames
 from stormcell.data.windows import runs_of
+from stormcell.forecasting.plan import Recipe, plan
 from stormcell.forecasting.tally import scores_to_json
-from stormcell.forecasting.train import Recipe, plan, train
+from stormcell.forecasting.train import train
 from stormcell.forecasting.verify import hindcast, usual_rivals
 from stormcell.provenance import commit, machine
 from stormcell.writing import whole_file

@@ -32,8 +32,9 @@ from stormcell.data.units import Transform
 from stormcell.data.windows import Split, runs_of
 from stormcell.forecasting.baselines import Array, baselines_on
 from stormcell.forecasting.lagrangian import LagrangianForecaster
+from stormcell.forecasting.plan import Plan, Recipe
 from stormcell.forecasting.tally import FEWEST_BLOCKS, scores_to_json
-from stormcell.forecasting.train import Plan, Recipe, train
+from stormcell.forecasting.train import train
 from stormcell.forecasting.verify import hindcast
 from stormcell.provenance import commit, machine
 from stormcell.report.networks import csi_table, ensemble_table, reliable_bins

@@ -13,8 +13,9 @@ from .data.synthetic import advected_rain
 from .data.windows import runs_of
 from .errors import InputError
 from .forecasting.forecast import load, save_frames
+from .forecasting.plan import Recipe, plan
 from .forecasting.tally import scores_to_json
-from .forecasting.train import Recipe, plan, train
+from .forecasting.train import train
 from .forecasting.verify import hindcast
 from .report import animate, print_scores, report_verification
 from .writing import check_writable, whole_file

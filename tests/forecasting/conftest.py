@@ -9,7 +9,8 @@ import xarray as xr
 
 from stormcell import Forecaster, load
 from stormcell.data.windows import split_at_gaps
-from stormcell.forecasting.train import Recipe, plan, train
+from stormcell.forecasting.plan import Recipe, plan
+from stormcell.forecasting.train import train
 
 RECIPE = Recipe(model="plain", past=3, future=2, epochs=2, crop=32, batch=8, hidden_channels=(6, 4), device="cpu")
 

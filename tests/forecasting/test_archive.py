@@ -23,7 +23,8 @@ from stormcell.data.synthetic import advected_rain
 from stormcell.data.windows import runs_of
 from stormcell.forecasting.archive import Archive, fill
 from stormcell.forecasting.forecast import save_frames
-from stormcell.forecasting.train import plan, train
+from stormcell.forecasting.plan import plan
+from stormcell.forecasting.train import train
 
 from ..conftest import make_frames
 from .conftest import RECIPE

@@ -13,7 +13,7 @@ from stormcell.data.axes import wraps
 from stormcell.data.contract import coarsen
 from stormcell.data.units import Transform
 from stormcell.data.windows import Windows
-from stormcell.forecasting.train import Recipe, plan
+from stormcell.forecasting.plan import Recipe, plan
 
 from .test_climatology import warm_sea
 

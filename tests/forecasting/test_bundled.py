@@ -14,7 +14,7 @@ from stormcell.data.synthetic import advected_rain
 from stormcell.forecasting.bundled import DEFAULT, model_file
 from stormcell.forecasting.forecast import save_frames
 from stormcell.forecasting.motion import has_pysteps
-from stormcell.forecasting.train import OF_THE_NETWORK
+from stormcell.forecasting.plan import OF_THE_NETWORK
 
 if not has_pysteps():
     pytest.skip("pysteps or OpenCV is not installed", allow_module_level=True)

@@ -18,7 +18,7 @@ from stormcell.data.frames import open_runs
 from stormcell.data.inspection import inspected
 from stormcell.data.reading import Reading
 from stormcell.data.windows import runs_of
-from stormcell.forecasting.train import Recipe, plan
+from stormcell.forecasting.plan import Recipe, plan
 from stormcell.forecasting.verify import hindcast
 
 from ..conftest import make_frames

@@ -17,7 +17,7 @@ from stormcell.data.frames import open_frames
 from stormcell.data.windows import runs_of
 from stormcell.forecasting.climatology import Climatology, damped_persistence
 from stormcell.forecasting.forecast import as_forecast, save_frames
-from stormcell.forecasting.train import Recipe, plan
+from stormcell.forecasting.plan import Recipe, plan
 from stormcell.forecasting.verify import hindcast, usual_rivals
 from stormcell.report.page import write_report
 from stormcell.report.table import score_tables

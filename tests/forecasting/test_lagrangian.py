@@ -17,7 +17,8 @@ from stormcell.data.windows import split_at_gaps
 from stormcell.forecasting.aligned import AlignedWindows
 from stormcell.forecasting.lagrangian import LagrangianForecaster, aligned, frames_needed
 from stormcell.forecasting.motion import has_pysteps
-from stormcell.forecasting.train import plan, train
+from stormcell.forecasting.plan import plan
+from stormcell.forecasting.train import train
 from stormcell.forecasting.verify import hindcast
 
 from ..conftest import make_frames

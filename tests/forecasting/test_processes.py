@@ -23,9 +23,10 @@ from stormcell.data.synthetic import advected_rain
 from stormcell.data.windows import split_at_gaps
 from stormcell.forecasting.forecast import save_frames
 from stormcell.forecasting.motion import has_pysteps
+from stormcell.forecasting.plan import Recipe, plan
 from stormcell.forecasting.processes import ALONE, Processes, asked_for, check_shares, processes
 from stormcell.forecasting.tally import scores_to_json
-from stormcell.forecasting.train import Recipe, plan, train
+from stormcell.forecasting.train import train
 from stormcell.forecasting.verify import hindcast
 
 SMALL = Recipe(model="plain", past=3, future=3, epochs=2, crop=32, hidden_channels=(4,), device="cpu")

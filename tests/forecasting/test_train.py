@@ -21,7 +21,8 @@ from stormcell import InputError, load
 from stormcell.data.windows import split_at_gaps
 from stormcell.forecasting.forecast import save_frames
 from stormcell.forecasting.losses import mean
-from stormcell.forecasting.train import Recipe, dry_run, plan, train
+from stormcell.forecasting.plan import Recipe, plan
+from stormcell.forecasting.train import dry_run, train
 from stormcell.forecasting.verify import hindcast
 
 from ..conftest import make_frames

@@ -105,8 +105,9 @@ def train(
     """
 
     from ..data.axes import parse_time
+    from ..forecasting.plan import OF_THE_NETWORK, Recipe, option, plan
     from ..forecasting.processes import GO_ON, asked_for, check_shares, launch
-    from ..forecasting.train import OF_THE_NETWORK, Recipe, check_model_path, option, plan
+    from ..forecasting.train import check_model_path
     from ..forecasting.train import dry_run as measure
     from ..forecasting.train import train as fit
 

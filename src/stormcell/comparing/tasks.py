@@ -24,8 +24,8 @@ from ..data.windows import Sample, Split, Windows, common_step, events_of, split
 from ..errors import InputError
 from ..forecasting.baselines import baselines_on
 from ..forecasting.losses import mean, summed_error, weighted_error
+from ..forecasting.plan import digest_of, fitted_transform
 from ..forecasting.tally import assign_blocks
-from ..forecasting.train import digest_of, fitted_transform
 from ..forecasting.verify import THRESHOLDS_MM_H
 from .scores import IMAGE_SCORES, Score, Sums, frame_scores, image_sums, joined
 
