@@ -11,7 +11,7 @@ import torch
 from stormcell.forecasting.exceedance import (
     best_field,
     best_probabilities,
-    member,
+    member_rates,
     nested,
     noise,
     rate_at,
@@ -96,8 +96,8 @@ def test_the_field_exceeds_each_level_where_the_rule_says_event() -> None:
 
 def test_a_member_is_the_quantile_at_its_noise() -> None:
     one = logits(0.9, 0.5, 0.1)
-    read = [float(member(one, torch.full((1, 1), p, dtype=torch.float64), LEVELS)) for p in (0.5, 0.1, 0.98)]
-    assert read == pytest.approx([1.0, 10.0, 0.0])
+    read = member_rates(one, torch.tensor([0.5, 0.1, 0.98], dtype=torch.float64)[:, None, None], LEVELS)
+    assert read.flatten().tolist() == pytest.approx([1.0, 10.0, 0.0])
 
 
 def test_each_pixel_has_one_member_in_each_part_of_the_distribution() -> None:
@@ -125,7 +125,7 @@ def test_members_have_the_distribution_that_was_said() -> None:
     """Each of them over all pixels, and all of them at each pixel but for a member."""
     generator = torch.Generator().manual_seed(0)
     drawn = stratified(torch.randn(20, 200, 200, generator=generator, dtype=torch.float64))
-    rates = torch.stack([member(logits(0.7, 0.4, 0.07).expand(3, 200, 200), one, LEVELS) for one in drawn])
+    rates = member_rates(logits(0.7, 0.4, 0.07).expand(3, 200, 200), drawn, LEVELS)
     for level, probability in zip(LEVELS, (0.7, 0.4, 0.07)):
         event = (rates >= level).double()
         torch.testing.assert_close(event.mean(dim=(1, 2)), torch.full((20,), probability).double(), rtol=0, atol=0.02)

@@ -38,20 +38,27 @@ def nested(logits: Float[Tensor, "K Y X"]) -> Float[Tensor, "K Y X"]:
 def rate_at(
     logits: Float[Tensor, "K Y X"], probability_logit: Tensor, levels: Sequence[float] = LEVELS_MM_H
 ) -> Float[Tensor, "Y X"]:
-    """The rate that is exceeded with a probability, given as logits (K, 1, 1) or (Y, X); 0 below the lowest level."""
-    over = nested(logits) - probability_logit
+    """The rate that is exceeded with a probability, given as logits (K, 1, 1) or (Y, X), where `logits` are nested; 0 below the
+    lowest level.
+    """
+    asked = probability_logit.expand_as(logits)
     step = torch.tensor(np.log(levels), dtype=logits.dtype)
     last = len(levels) - 1
-    reached = (over >= 0) * torch.arange(1, last + 2)[:, None, None]
-    below = reached.amax(dim=0) - 1  # the highest level that is exceeded, -1 for none
-    k = below.clamp(min=0)
-    here = over.gather(0, k[None])[0]
-    above = over.gather(0, (k + 1).clamp(max=last)[None])[0]
-    share = here / (here - above).clamp(min=1e-6)
-    within = step[k] + share * (step[(k + 1).clamp(max=last)] - step[k])
-    falls = (over[-2] - over[-1]).clamp(min=0.1)
-    beyond = step[-1] + (over[-1] / falls).clamp(max=_BEYOND) * (step[-1] - step[-2])
-    rate = torch.exp(torch.where(k == last, beyond, within))
+    below = torch.full(logits.shape[1:], -1)  # the highest level that is exceeded, -1 for none
+    for k, (level, bound) in enumerate(zip(logits, asked)):
+        below.masked_fill_(level >= bound, k)
+
+    def over(level: Tensor) -> Tensor:
+        return (logits.gather(0, level[None]) - asked.gather(0, level[None]))[0]
+
+    lower = below.clamp(min=0)
+    upper = (lower + 1).clamp(max=last)
+    here, highest = over(lower), logits[-1] - asked[-1]
+    share = here / (here - over(upper)).clamp(min=1e-6)
+    within = step[lower] + share * (step[upper] - step[lower])
+    falls = (logits[-2] - asked[-2] - highest).clamp(min=0.1)
+    beyond = step[-1] + (highest / falls).clamp(max=_BEYOND) * (step[-1] - step[-2])
+    rate = torch.exp(torch.where(lower == last, beyond, within))
     return torch.where(below >= 0, rate, 0.0)
 
 
@@ -80,7 +87,8 @@ def best_field(
 ) -> Float[Tensor, "Y X"]:
     """Rain rates, mm/h, whose expected CSI is greatest at each level over the pixels `seen`."""
     limits = best_probabilities(logits, seen)
-    return torch.cat([rate_at(strip, limits, levels) for strip in logits.split(_STRIP_ROWS, dim=1)])  # in the cache
+    strips = logits.split(_STRIP_ROWS, dim=1)  # that the cache holds
+    return torch.cat([rate_at(nested(strip), limits, levels) for strip in strips])
 
 
 def noise(
@@ -136,8 +144,12 @@ def stratified(normals: Float[Tensor, "M Y X"]) -> Float[Tensor, "M Y X"]:
     return 1 - torch.empty_like(parts).scatter_(0, order, parts)
 
 
-def member(
-    logits: Float[Tensor, "K Y X"], exceeded: Float[Tensor, "Y X"], levels: Sequence[float] = LEVELS_MM_H
-) -> Tensor:
-    """Rain rates, mm/h, of one member: at each pixel the rate that is exceeded with this probability."""
-    return rate_at(logits, torch.logit(exceeded.clamp(_RAREST, 1 - _RAREST)), levels)
+def member_rates(
+    logits: Float[Tensor, "K Y X"], exceeded: Float[Tensor, "M Y X"], levels: Sequence[float] = LEVELS_MM_H
+) -> Float[Tensor, "M Y X"]:
+    """Rain rates, mm/h, of M members: at each pixel of each the rate that is exceeded with this probability."""
+    asked = torch.logit(exceeded.clamp(_RAREST, 1 - _RAREST))
+    strips = []
+    for strip, own in zip(map(nested, logits.split(_STRIP_ROWS, dim=1)), asked.split(_STRIP_ROWS, dim=1)):
+        strips.append(torch.stack([rate_at(strip, one, levels) for one in own]))
+    return torch.cat(strips, dim=1)

@@ -25,7 +25,7 @@ from ..data.windows import Sample, Windows, network_input
 from ..errors import InputError
 from ..nn.advection import paths, sample
 from ..nn.exceedance import ExceedanceForecaster
-from .exceedance import LEVELS_MM_H, best_field, member, noise, stratified
+from .exceedance import LEVELS_MM_H, best_field, member_rates, noise, stratified
 from .forecast import SPACING_TOLERANCE, Channel, Forecaster, Steps, close, lead_steps
 from .losses import Sums, exceedance_error
 from .motion import Array, motion_field, pysteps
@@ -235,10 +235,7 @@ class LagrangianForecaster(Forecaster):
         newest = np.nan_to_num(self.transform.encode(storm.past[-1], "mm/h"))
         kilometres = (self.grid_spacing_m or 1000.0) / 1000
         drawn = noise(newest, storm.minutes, members, kilometres=kilometres, seed=seed)
-        leads = [
-            torch.stack([member(logits, exceeded) for exceeded in stratified(normals)])
-            for logits, normals in zip(self._logits(storm), drawn)
-        ]
+        leads = [member_rates(logits, stratified(normals)) for logits, normals in zip(self._logits(storm), drawn)]
         return self._placed(torch.stack(leads, dim=1), storm, past)
 
     @property
