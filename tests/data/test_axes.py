@@ -7,7 +7,17 @@ import pytest
 import xarray as xr
 
 from stormcell import InputError
-from stormcell.data.axes import MONTH, advance, area, common_grid_spacing, follows, grid_spacing, parse_time, time_step
+from stormcell.data.axes import (
+    MONTH,
+    advance,
+    area,
+    common_grid_spacing,
+    follows,
+    grid_spacing,
+    lead_text,
+    parse_time,
+    time_step,
+)
 
 from ..conftest import make_frames
 
@@ -78,3 +88,22 @@ def test_pixel_numbers_are_no_place_whatever_the_crs() -> None:
     assert area(frames) is not None
     frames.x.attrs["units"] = "1"
     assert area(frames) is None
+
+
+@pytest.mark.parametrize(
+    ("lead", "text"),
+    [
+        ((5, "m"), "+5 min"),
+        ((300, "s"), "+5 min"),
+        ((90, "s"), "+1.5 min"),
+        ((30, "s"), "+30 s"),
+        ((90, "m"), "+90 min"),
+        ((6, "h"), "+6 h"),
+        ((390, "m"), "+390 min"),
+        ((30, "D"), "+30 d"),
+        ((0, "m"), "+0 s"),
+        ((-10, "m"), "−10 min"),
+    ],
+)
+def test_a_lead_time_in_words(lead: tuple[int, str], text: str) -> None:
+    assert lead_text(np.timedelta64(*lead).astype("timedelta64[ns]")) == text

@@ -15,7 +15,7 @@ from matplotlib.colors import BoundaryNorm, to_rgb
 from matplotlib.figure import Figure
 
 from stormcell.errors import InputError
-from stormcell.report import animate, colours, comparison, lead_label, panels, save
+from stormcell.report import animate, colours, comparison, panels, save
 from stormcell.report.pictures import MISSING_FACE
 
 START = np.datetime64("2016-09-28T14:50", "ns")
@@ -236,25 +236,6 @@ def test_save_writes_png_whatever_the_name(tmp_path: Path) -> None:
     save(figure, memory, dpi=40)
     assert (tmp_path / "now.png.part").read_bytes().startswith(b"\x89PNG")
     assert len(memory.getvalue()) < (tmp_path / "now.png.part").stat().st_size
-
-
-@pytest.mark.parametrize(
-    ("lead", "text"),
-    [
-        ((5, "m"), "+5 min"),
-        ((300, "s"), "+5 min"),
-        ((90, "s"), "+1.5 min"),
-        ((30, "s"), "+30 s"),
-        ((90, "m"), "+90 min"),
-        ((6, "h"), "+6 h"),
-        ((390, "m"), "+390 min"),
-        ((30, "D"), "+30 d"),
-        ((0, "m"), "+0 s"),
-        ((-10, "m"), "−10 min"),
-    ],
-)
-def test_lead_label(lead: tuple[int, str], text: str) -> None:
-    assert lead_label(np.timedelta64(*lead).astype("timedelta64[ns]")) == text
 
 
 def test_errors_say_what_came_and_what_is_wanted(tmp_path: Path) -> None:

@@ -18,14 +18,14 @@ import xarray as xr
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ..data.axes import advance, common_grid_spacing
+from ..data.axes import advance, common_grid_spacing, lead_text, length_text
 from ..data.moving_mnist import MovingMnistSets
 from ..data.windows import Sample, Split, Windows, common_step, events_of, split_or_advise
 from ..errors import InputError
 from ..forecasting.baselines import baselines_on
 from ..forecasting.losses import mean, summed_error, weighted_error
 from ..forecasting.plan import digest_of, fitted_transform
-from ..forecasting.tally import assign_blocks
+from ..forecasting.tally import BLOCK_MINUTES, assign_blocks, block_minutes
 from ..forecasting.verify import THRESHOLDS_MM_H
 from .scores import IMAGE_SCORES, Score, Sums, frame_scores, image_sums, joined
 
@@ -176,7 +176,6 @@ class FramesTask(Task):
     """
 
     in_channels = 2
-    units = "blocks of an hour or more"
 
     def __init__(
         self,
@@ -210,12 +209,13 @@ class FramesTask(Task):
         self.references = [test.runs[r].time.values[t + past - 1] for r, t in starts]
         order = np.argsort(np.array(self.references), kind="stable")
         self.unit = np.empty(len(starts), dtype=np.int64)
-        self.unit[order] = assign_blocks([self.references[k] for k in order])
+        length = block_minutes(step, future, rain=transform.rain)
+        self.unit[order] = assign_blocks([self.references[k] for k in order], length)
+        self.units = f"blocks of {'an hour' if length == BLOCK_MINUTES else length_text(length)} or more"
         self.unit_names = "mm/h" if transform.rain else transform.units
         self.thresholds = THRESHOLDS_MM_H if transform.rain else ()
         first = everything[0].time.values[0]
-        minutes = [(advance(first, step, k + 1) - first) / np.timedelta64(60, "s") for k in range(future)]
-        self.leads = [f"+{value:g} min" for value in minutes]
+        self.leads = [lead_text(advance(first, step, k + 1) - first) for k in range(future)]
         unit = self.unit_names
         self.scores = (
             Score("loss", "loss", "loss", ("weight",)),
@@ -235,7 +235,7 @@ class FramesTask(Task):
             "Data": f"{name}: {past} frames → {future}, crops of {test.crop}×{test.crop} pixels",
             "Training": f"{len(train.windows)} windows",
             "Validation": f"{len(validation)} crops",
-            "Test": f"{len(test)} crops in {int(self.unit.max()) + 1} blocks of an hour or more",
+            "Test": f"{len(test)} crops in {int(self.unit.max()) + 1} {self.units}",
             "Trained by": "squared and absolute error, heavy rain more"
             if transform.rain
             else "squared and absolute error",

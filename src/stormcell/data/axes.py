@@ -75,6 +75,20 @@ def step_text(step: Step) -> str:
     return "1 month" if step == MONTH else f"{float(step):g} min"
 
 
+def length_text(minutes: float) -> str:
+    """60 minutes, or 92 days."""
+    return f"{minutes:g} minutes" if minutes < 2880 else f"{minutes / 1440:.0f} days"
+
+
+def lead_text(lead: np.timedelta64 | np.ndarray) -> str:
+    """Lead time in words: "+30 min"; hours from 6 h and days from 48 h where they are whole; seconds under a minute."""
+    seconds = float(lead / np.timedelta64(1, "s"))
+    for unit, length, least in (("d", 86400, 172800), ("h", 3600, 21600), ("min", 60, 60)):
+        if abs(seconds) >= least and seconds % length == 0:
+            return f"{seconds / length:+.0f} {unit}".replace("-", "−")
+    return (f"{seconds / 60:+.1f} min" if abs(seconds) >= 60 else f"{seconds:+g} s").replace("-", "−")
+
+
 # --- space ---
 
 

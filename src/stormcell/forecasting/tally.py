@@ -19,6 +19,7 @@ import numpy.typing as npt
 import xarray as xr
 from scipy.ndimage import uniform_filter
 
+from ..data.axes import Step, length_text
 from ..errors import InputError
 from .baselines import Array
 from .probability import (
@@ -38,6 +39,7 @@ Floats = npt.NDArray[np.float64]
 Sums = dict[str, Floats]
 
 BLOCK_MINUTES = 60.0
+_SHORTEST_MONTH_MINUTES = 28 * 1440
 FEWEST_BLOCKS = 5
 _RESAMPLES = 1000
 _COUNTS = ("hits", "misses", "false_alarms", "correct_negatives")
@@ -326,9 +328,12 @@ class Tally:
         return xr.Dataset({name: (own, found[name]) for name, own in dims.items()})
 
 
-def length_text(minutes: float) -> str:
-    """60 minutes, or 92 days."""
-    return f"{minutes:g} minutes" if minutes < 2880 else f"{minutes / 1440:.0f} days"
+def block_minutes(step: Step | None, count: int, *, rain: bool) -> float:
+    """How long a block of cases is, for forecasts of `count` steps: an hour; of a plain quantity, which may change slowly, as
+    long as a forecast. Months are taken for the shortest one, so that as many of them always fill a block.
+    """
+    each = _SHORTEST_MONTH_MINUTES if isinstance(step, str) else step or 0.0
+    return BLOCK_MINUTES if rain else max(BLOCK_MINUTES, each * count)
 
 
 def assign_blocks(times: Sequence[np.datetime64], minutes: float = BLOCK_MINUTES) -> npt.NDArray[np.int64]:

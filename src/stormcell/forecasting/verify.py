@@ -24,11 +24,10 @@ from .climatology import CLIMATOLOGICAL, Climatology
 from .forecast import THRESHOLDS_MM_H, Forecaster, quantities
 from .motion import has_pysteps
 from .processes import AGAIN, gathered, processes, together
-from .tally import BLOCK_MINUTES, Tally
+from .tally import Tally, block_minutes
 
 SCALES = (5, 11, 21)
 WET_MM_H = 0.1
-_SHORTEST_MONTH_MINUTES = 28 * 1440
 
 
 # --- one forecast, as a library ---
@@ -130,11 +129,7 @@ def _tally(
     rain: bool,
     span: tuple[Step | None, int],
 ) -> Tally:
-    """Sums to begin with. Of a plain quantity, which may change slowly, a block of cases is as long as a forecast: `span` is
-    its step and how many. Months are taken for the shortest one, so that as many of them always fill a block.
-    """
-    step, count = span
-    each = _SHORTEST_MONTH_MINUTES if isinstance(step, str) else step or 0.0
+    """Sums to begin with. `span` is the step of forecasts and how many."""
     return Tally(
         names,
         _levels(thresholds, rain=rain),
@@ -142,7 +137,7 @@ def _tally(
         WET_MM_H if rain else np.inf,
         rain=rain,
         spacing_m=grid_spacing(frames),
-        block_minutes=BLOCK_MINUTES if rain else max(BLOCK_MINUTES, each * count),
+        block_minutes=block_minutes(*span, rain=rain),
     )
 
 

@@ -5,7 +5,7 @@ Nothing here computes a score: numbers come in as `scores`, frames as `frames`, 
 
 from .comparison import print_comparison, report_comparison
 from .page import Sample, write_report
-from .pictures import animate, colours, comparison, lead_label, panels, save
+from .pictures import animate, colours, comparison, panels, save
 from .table import print_scores
 from .verification import report_verification
 
@@ -14,7 +14,6 @@ __all__ = [
     "animate",
     "colours",
     "comparison",
-    "lead_label",
     "panels",
     "print_comparison",
     "print_scores",

@@ -22,10 +22,11 @@ import xarray as xr
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+from ..data.axes import lead_text, length_text
 from ..errors import InputError
 from . import diagrams
 from .curves import SCORES, curve, svg
-from .pictures import comparison, lead_label, save
+from .pictures import comparison, save
 
 __all__ = ["Sample", "write_report"]
 
@@ -148,7 +149,7 @@ def _blur(scores: xr.Dataset) -> list[str]:
         f"{_cell(scores, 'relative_power', {'lead_time': lead, 'forecaster': name})} in {name}"
         for name in scores["forecaster"].values
     ]
-    return [f"At {lead_label(lead)}, of the observed power at wavelengths of {low:g} to {high:g} km: {_listed(kept)}."]
+    return [f"At {lead_text(lead)}, of the observed power at wavelengths of {low:g} to {high:g} km: {_listed(kept)}."]
 
 
 def _sentence(scores: xr.Dataset, threshold: float | None, *, name: str = "mae") -> str:
@@ -157,7 +158,7 @@ def _sentence(scores: xr.Dataset, threshold: float | None, *, name: str = "mae")
     main = "stormcell" if "stormcell" in names else names[0]
     lead = _main_lead(scores)
     at: dict[str, Any] = {"lead_time": lead}
-    where = lead_label(lead)
+    where = lead_text(lead)
     if threshold is not None:
         where, name = f"{where} and {_amount(threshold, scores)}", "csi"
         at["threshold"] = threshold
@@ -244,7 +245,7 @@ def _facts(scores: xr.Dataset, given: Mapping[str, str]) -> dict[str, str]:
     if "cases" in attrs and "cases" not in known:
         facts["Cases"] = f"{int(attrs['cases'])}"
     if "blocks" in attrs and "blocks" not in known:
-        length = f" of {_length(attrs['block_minutes'])} or more" if "block_minutes" in attrs else ""
+        length = f" of {length_text(attrs['block_minutes'])} or more" if "block_minutes" in attrs else ""
         facts["Blocks"] = f"{int(attrs['blocks'])}{length}"
     if "valid_share" in scores and "valid pixels" not in known:
         low, high = (
@@ -255,10 +256,6 @@ def _facts(scores: xr.Dataset, given: Mapping[str, str]) -> dict[str, str]:
     if "wet_area" in scores and "wet_threshold" in attrs and "wet" not in known:
         facts["Wet"] = f"at or above {_amount(float(attrs['wet_threshold']), scores)}"
     return facts
-
-
-def _length(minutes: float) -> str:
-    return f"{minutes:g} minutes" if minutes < 2880 else f"{minutes / 1440:.0f} days"
 
 
 # --- numbers ---
@@ -410,7 +407,7 @@ def _event_probability_groups(scores: xr.Dataset, names: Sequence[str]) -> Itera
     )
     charts = []
     for lead, threshold in itertools.product(leads, deep):
-        caption = f"Reliability, {_amount(threshold, scores)}, {lead_label(lead)}"
+        caption = f"Reliability, {_amount(threshold, scores)}, {lead_text(lead)}"
         figure = diagrams.reliability(scores, lead, threshold)
         alt = "observed frequency over forecast probability"
         for name in names:
@@ -426,7 +423,7 @@ def _event_probability_groups(scores: xr.Dataset, names: Sequence[str]) -> Itera
     note += " are points."
     charts = [_chart(scores, "roc_area", {"threshold": one}) for one in deep]
     for lead, threshold in itertools.product(leads, deep):
-        caption = f"ROC, {_amount(threshold, scores)}, {lead_label(lead)}"
+        caption = f"ROC, {_amount(threshold, scores)}, {lead_text(lead)}"
         at = {"lead_time": lead, "threshold": threshold}
         areas = [f"{name}: area {_cell(scores, 'roc_area', {**at, 'forecaster': name})}" for name in names]
         alt = f"relative operating characteristic. {'; '.join(areas)}"
@@ -445,7 +442,7 @@ def _rank_group(scores: xr.Dataset, names: Sequence[str]) -> _Group:
             shares = scores["rank_share"].sel(lead_time=lead, forecaster=name).dropna("rank").values
             low, high = (f"{100 * share:.0f} %" for share in shares[[0, -1]]) if shares.size else (UNDEFINED, UNDEFINED)
             ends.append(f"{name}: below all members {low}, above all {high}")
-        caption = f"Ranks, {lead_label(lead)}"
+        caption = f"Ranks, {lead_text(lead)}"
         charts.append(_drawn(caption, f"rank histogram. {'; '.join(ends)}", diagrams.ranks(scores, lead)))
     return _Group("Rank histograms", note, charts)
 
@@ -467,7 +464,7 @@ def _leads(scores: xr.Dataset) -> list[np.timedelta64]:
 
 
 def _spectra(scores: xr.Dataset, lead: np.timedelta64, *, relative: bool = False) -> Chart:
-    caption = f"{'Spectrum over the observed' if relative else 'Spectrum'}, {lead_label(lead)}"
+    caption = f"{'Spectrum over the observed' if relative else 'Spectrum'}, {lead_text(lead)}"
     kept = []
     if "relative_power" in scores:
         for name in scores["forecaster"].values:
@@ -481,7 +478,7 @@ def _spectra(scores: xr.Dataset, lead: np.timedelta64, *, relative: bool = False
 def _fss_by_scale(scores: xr.Dataset, lead: np.timedelta64, threshold: float) -> Chart:
     widest = {"lead_time": lead, "threshold": threshold, "scale": scores["scale"].values[-1]}
     said = [f"{name}: {_cell(scores, 'fss', {**widest, 'forecaster': name})}" for name in scores["forecaster"].values]
-    caption = f"FSS over width, {_amount(threshold, scores)}, {lead_label(lead)}"
+    caption = f"FSS over width, {_amount(threshold, scores)}, {lead_text(lead)}"
     alt = f"fractions skill score over the width of its windows. In the widest {'; '.join(said)}"
     return _drawn(caption, alt, diagrams.fss_by_scale(scores, lead, threshold))
 
@@ -500,7 +497,7 @@ def _chart(scores: xr.Dataset, name: str, at: dict[str, Any]) -> Chart:
     for forecaster in scores["forecaster"].values:
         here = {**at, "forecaster": forecaster}
         start, end = (_cell(scores, name, {**here, "lead_time": lead}) for lead in (first, last))
-        lines.append(f"{forecaster}: {start} at {lead_label(first)}, {end} at {lead_label(last)}")
+        lines.append(f"{forecaster}: {start} at {lead_text(first)}, {end} at {lead_text(last)}")
     return _drawn(caption, f"{score.long}, over lead time. {'; '.join(lines)}", curve(scores, name, at=at))
 
 
@@ -584,5 +581,5 @@ def _table(
         for forecaster in scores["forecaster"].values:
             here = {**at, "lead_time": lead, "forecaster": forecaster}
             cells = [_cell(scores, name, {**here, **further}) for _, name, further in columns]
-            rows.append((lead_label(lead), str(forecaster), cells))
+            rows.append((lead_text(lead), str(forecaster), cells))
     return _Table(heading, [words for words, _, _ in columns], rows)

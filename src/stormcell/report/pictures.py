@@ -26,9 +26,10 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from ..data.axes import lead_text
 from ..errors import InputError
 
-__all__ = ["animate", "colours", "comparison", "lead_label", "panels", "save"]
+__all__ = ["animate", "colours", "comparison", "panels", "save"]
 
 BOUNDARIES: dict[str, tuple[float, ...]] = {
     "mm/h": (0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64),
@@ -168,15 +169,6 @@ def save(figure: Figure, path: str | os.PathLike[str] | BinaryIO, *, dpi: float 
     figure.savefig(path, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.12)
 
 
-def lead_label(lead: np.timedelta64 | np.ndarray) -> str:
-    """Lead time in words: "+30 min"; hours from 6 h and days from 48 h where they are whole; seconds under a minute."""
-    seconds = float(lead / np.timedelta64(1, "s"))
-    for unit, length, least in (("d", 86400, 172800), ("h", 3600, 21600), ("min", 60, 60)):
-        if abs(seconds) >= least and seconds % length == 0:
-            return f"{seconds / length:+.0f} {unit}".replace("-", "−")
-    return (f"{seconds / 60:+.1f} min" if abs(seconds) >= 60 else f"{seconds:+g} s").replace("-", "−")
-
-
 # --- what is drawn ---
 
 
@@ -217,8 +209,8 @@ def _columns_of(guide: xr.DataArray, leads: Sequence[np.timedelta64] | None) -> 
     for lead in leads:
         found = np.flatnonzero(have == lead)
         if len(found) == 0:
-            known = ", ".join(lead_label(one) for one in have) or "none"
-            raise InputError(f"no forecast at {lead_label(lead)}; there are: {known}")
+            known = ", ".join(lead_text(one) for one in have) or "none"
+            raise InputError(f"no forecast at {lead_text(lead)}; there are: {known}")
         indices.append(int(found[0]))
     return guide.isel(time=indices)
 
@@ -292,7 +284,7 @@ def _time_label(frame: xr.DataArray, *, clock_only: bool = False) -> str:
 
 def _panel_title(frame: xr.DataArray) -> str:
     when = _time_label(frame)
-    return f"{lead_label(frame['lead_time'].values)}\n{when}" if "lead_time" in frame.coords else when
+    return f"{lead_text(frame['lead_time'].values)}\n{when}" if "lead_time" in frame.coords else when
 
 
 # --- drawing ---
@@ -433,7 +425,7 @@ def _caption(frame: xr.DataArray, *, is_forecast: bool | None) -> str:
     date = "" if clock == _time_label(frame) else f"\n{date}"
     if not is_forecast:
         return f"{'' if is_forecast is None else 'observed '}{clock}{date}"
-    lead = f" {lead_label(frame['lead_time'].values)}," if "lead_time" in frame.coords else ""
+    lead = f" {lead_text(frame['lead_time'].values)}," if "lead_time" in frame.coords else ""
     return f"forecast{lead} {clock}{date}"
 
 

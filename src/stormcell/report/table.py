@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from .pictures import lead_label
+from ..data.axes import lead_text
 
 _WIDTH = 120
 _MOST_LEADS = 6
@@ -61,7 +61,7 @@ def _rows(scores: xr.Dataset) -> Iterator[tuple[xr.Dataset, str, str, bool]]:
     for k in lead_choice(scores):
         lead = scores.isel(lead_time=k)
         for j, name in enumerate(scores.forecaster.values):
-            label = lead_label(lead.lead_time.values) if j == 0 else ""
+            label = lead_text(lead.lead_time.values) if j == 0 else ""
             yield lead.sel(forecaster=name), label, str(name), j == scores.sizes["forecaster"] - 1
 
 
