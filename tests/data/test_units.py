@@ -121,3 +121,14 @@ def test_it_survives_the_model_file(zr: tuple[float, float], low: float, width: 
 )
 def test_spellings(written: str, precipitation: bool, expected: tuple[str, float, bool]) -> None:
     assert canonical(written, precipitation=precipitation) == expected
+
+
+@given(PAIRS, PAIRS)
+def test_rates_are_what_encoding_and_decoding_leaves(own: tuple[float, float], frames: tuple[float, float]) -> None:
+    transform = Transform(zr=own)
+    for units, some in (
+        ("mm/h", array(0, 1e-3, 0.05, 0.1, 3, 80, 1e4, np.nan)),
+        ("dBZ", array(-np.inf, -32, 5, 7, 30, 90, np.nan)),
+    ):
+        there_and_back = transform.decode(transform.encode(some, units, frames), "mm/h")
+        np.testing.assert_allclose(transform.rates(some, units, frames), there_and_back, rtol=2e-5, atol=1e-6)

@@ -136,6 +136,12 @@ class Transform:
         rate = np.where(encoded <= 0, np.float32(0), dbz_to_rain_rate(dbz, self.zr))
         return from_rain_rate(rate, units, zr).astype(np.float32)
 
+    def rates(self, values: Array, units: str, zr: tuple[float, float] = MARSHALL_PALMER) -> Array:
+        """Values in `units` → mm/h, as if they had been encoded and decoded, but for rounding: of rain."""
+        least, most = dbz_to_rain_rate(np.array([self.low, self.high], dtype=np.float32), self.zr)
+        rate = to_rain_rate(values, units, zr)
+        return np.where(rate <= least, np.float32(0), np.minimum(rate, most)).astype(np.float32)
+
     def to_json(self) -> dict[str, Any]:
         return {"units": self.units, "low": self.low, "high": self.high, "zr": list(self.zr)}
 

@@ -339,10 +339,15 @@ class Windows(Dataset[Sample]):
         """Encoded frames of a run (T, C, Y, X), or a crop of them."""
         if self.in_memory:
             return self._encoded[run][time, :, y, x]
-        frames, stretch = self.runs[run], self.stretches[run]
-        if stretch is None:
+        frames = self.runs[run]
+        if self.stretches[run] is None:
             return self._encode(frames.isel(time=time, y=y, x=x))
-        return self.transform.encode(stretch.read(time, y, x), frames.attrs["units"], zr_pair(frames))[:, None]
+        return self.transform.encode(self.stored(run, time, y, x), frames.attrs["units"], zr_pair(frames))[:, None]
+
+    def stored(self, run: int, time: slice, y: slice = _ALL, x: slice = _ALL) -> npt.NDArray[np.float32]:
+        """Frames of a run of one channel (T, Y, X), or a crop of them, from disk and in their own unit."""
+        frames, stretch = self.runs[run], self.stretches[run]
+        return values(frames.isel(time=time, y=y, x=x)) if stretch is None else stretch.read(time, y, x)
 
     def __len__(self) -> int:
         return self.fixed or len(self.windows) * self.crops_a_window

@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 
 from ..data.axes import time_step
+from ..data.contract import zr_pair
 from ..data.places import WEIGHTS
 from ..data.units import Transform
 from ..data.windows import MEMORY_LIMIT, Windows
@@ -44,13 +45,10 @@ class AlignedWindows(Windows):
         super().__init__(runs, transform, past=len(ages), future=len(leads), **options)
         largest = max(run.sizes["y"] * run.sizes["x"] for run in self.runs) * 2 * (self.past + self.future)
         thinning = max(math.ceil(len(self.windows) * largest / MEMORY_LIMIT), 1)
-        self.drawn, self.places = (
-            self.places if thinning > 1 else None,
-            None,
-        )  # crops are drawn from what has been moved
-        self.sampling = (
-            f"windows of the store are drawn by the weight of their crops: {WEIGHTS}" if self.drawn else None
-        )
+        self.drawn = self.places if thinning > 1 else None
+        self.places = None  # crops are drawn from what has been moved
+        how = f"windows of the store are drawn by the weight of their crops: {WEIGHTS}"
+        self.sampling = how if self.drawn else None
         self.every = self.windows
         self.windows = self.windows[::thinning]
         self._renewed: int | None = None
@@ -84,12 +82,19 @@ class AlignedWindows(Windows):
             self._moved[run, start] = self._move(run, start)
         return self._moved[run, start]
 
+    def _rates(self, run: int, time: slice) -> npt.NDArray[np.float32]:
+        """Frames of a run, mm/h."""
+        if self.in_memory:
+            return self.transform.decode(self.read(run, time)[:, 0], "mm/h")
+        frames = self.runs[run]
+        return self.transform.rates(self.stored(run, time), frames.attrs["units"], zr_pair(frames))
+
     def _move(self, run: int, start: int) -> npt.NDArray[np.float16]:
         step = self._step(self.runs[run])
         assert step is not None
         past = frames_needed(step, self.ages)
         span = past + math.ceil(self.leads[-1] / step - 1e-6)
-        rates = self.transform.decode(self.read(run, slice(start, start + span))[:, 0], "mm/h")
+        rates = self._rates(run, slice(start, start + span))
         seen, later = rates[:past], rates[past:]
         motion = torch.from_numpy((motion_field(seen) / step).astype(np.float32))[None]
         fields = list(aligned(seen, [step * (k + 1 - past) for k in range(past)], motion, self.ages))
