@@ -3,7 +3,8 @@
     python docs/build.py            write the pages
     python docs/build.py --check    exit 1, and write nothing, if a page is not what its template gives
 
-Pages hold counts, bounds and yes or no, never digits that depend on the machine, but for those of experiments/results.
+Pages hold counts, bounds and yes or no, never digits that depend on the machine, but for those of experiments/results and of
+benchmarks/results.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 from collections.abc import Callable
 from math import isinf
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import jinja2
@@ -30,6 +32,7 @@ from stormcell.report.networks import csi_table, ensemble_table, markdown
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "experiments" / "results"
+MEASURED = DOCS.parent / "benchmarks" / "results"
 FRAME = (64, 64)
 CHANNELS = 64
 
@@ -99,6 +102,10 @@ def results(name: str) -> dict[str, Any]:
     return dict(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
 
 
+def measured(name: str) -> dict[str, Any]:
+    return dict(json.loads((MEASURED / f"{name}.json").read_text(encoding="utf-8")))
+
+
 def skill() -> dict[str, list[dict[str, Any]]]:
     """Scores on each radar network that was left out (experiments/skill.py)."""
     return {path.stem: results(f"skill/{path.stem}")["scores"] for path in sorted((RESULTS / "skill").glob("*.json"))}
@@ -135,6 +142,8 @@ def render(template: Path) -> str:
         default_model=results("default-model"),
         skill=skill(),
         sst=results("sea-surface-temperature"),
+        measured=measured,
+        median=median,
         csi_table=csi_table,
         ensemble_table=ensemble_table,
     )
