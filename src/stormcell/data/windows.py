@@ -229,7 +229,8 @@ def _choose_validation(
     usable = [run for cluster in clusters for run in cluster]
     if len(clusters) < 2:
         return _cut(usable, length, step)
-    share = [count_windows(cluster, length) / count_windows(usable, length) for cluster in clusters]
+    every = count_windows(usable, length)
+    share = [count_windows(cluster, length) / every for cluster in clusters]
     chosen: list[int] = []
     for k in reversed(range(len(clusters))):
         if sum(share[j] for j in chosen) >= VALIDATION_SHARE:
@@ -345,7 +346,7 @@ class Windows(Dataset[Sample]):
         return self.transform.encode(self.stored(run, time, y, x), frames.attrs["units"], zr_pair(frames))[:, None]
 
     def stored(self, run: int, time: slice, y: slice = _ALL, x: slice = _ALL) -> npt.NDArray[np.float32]:
-        """Frames of a run of one channel (T, Y, X), or a crop of them, from disk and in their own unit."""
+        """Frames of a run, (T, Y, X) or (T, channel, Y, X), or a crop of them, from disk and in their own units."""
         frames, stretch = self.runs[run], self.stretches[run]
         return values(frames.isel(time=time, y=y, x=x)) if stretch is None else stretch.read(time, y, x)
 

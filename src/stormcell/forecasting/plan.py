@@ -241,21 +241,23 @@ def fitted_transform(runs: Sequence[xr.DataArray], training: Sequence[xr.DataArr
 
 def described(windows: Windows, role: str) -> list[dict[str, Any]]:
     """What a model file says of the runs it was made with; `verify` leaves out what lies in their time and area."""
-    return [_described_run(run, role, whole=windows.in_memory) for run in windows.runs]
-
-
-def _described_run(run: xr.DataArray, role: str, *, whole: bool) -> dict[str, Any]:
-    times = run.time.values
-    seen = range(len(times)) if whole else {0, len(times) - 1}
-    return {
-        "role": role,
-        "source": str(run.attrs.get("source", "")),
-        "start": str(times[0]),
-        "end": str(times[-1]),
-        "count": len(times),
-        "area": area(run),
-        "digest": digest_of(itertools.chain([times], (values(run.isel(time=k)) for k in seen))),
-    }
+    found = []
+    for number, run in enumerate(windows.runs):
+        times = run.time.values
+        seen = range(len(times)) if windows.in_memory else sorted({0, len(times) - 1})
+        frames = (windows.stored(number, slice(k, k + 1)) for k in seen)
+        found.append(
+            {
+                "role": role,
+                "source": str(run.attrs.get("source", "")),
+                "start": str(times[0]),
+                "end": str(times[-1]),
+                "count": len(times),
+                "area": area(run),
+                "digest": digest_of(itertools.chain([times], frames)),
+            }
+        )
+    return found
 
 
 def digest_of(arrays: Iterable[npt.NDArray[Any]]) -> str:
