@@ -249,16 +249,15 @@ def test_the_summary_says_losses_as_plainly_as_wins(tmp_path: Path, scores: xr.D
     assert sentence in page.words
 
 
-def scores_of_an_ensemble() -> xr.Dataset:
-    """Six hours of a sharp single forecast, and of an ensemble of four, at two lead times."""
+def scores_of_an_ensemble(*others: str) -> xr.Dataset:
+    """Six hours of a sharp single forecast, and of an ensemble of four, and others like it, at two lead times."""
     rng = np.random.default_rng(0)
-    tally = Tally(["stormcell", "steps"], (0.5, 2.0), (3, 7), 0.1, spacing_m=2000.0)
+    tally = Tally(["stormcell", *others, "steps"], (0.5, 2.0), (3, 7), 0.1, spacing_m=2000.0)
     for k in range(6):
         truth = rng.gamma(0.5, 4, (2, 24, 24)).astype(np.float32)
         many = truth * rng.uniform(0.2, 1.8, (4, 2, 24, 24)).astype(np.float32)
-        tally.add(
-            np.datetime64("2024-01-01", "ns") + k * np.timedelta64(1, "h"), truth, {"stormcell": truth, "steps": many}
-        )
+        fields = {"stormcell": truth, **dict.fromkeys(others, truth[None] + 0.5 * (many - truth)), "steps": many}
+        tally.add(np.datetime64("2024-01-01", "ns") + k * np.timedelta64(1, "h"), truth, fields)
     leads = (np.array([5, 30]) * np.timedelta64(1, "m")).astype("timedelta64[ns]")
     return tally.scores(leads, units="mm/h")
 
@@ -290,6 +289,11 @@ def test_an_ensemble_has_its_diagrams(tmp_path: Path, full: tuple[Page, str]) ->
     for words in ("Reliability", "ROC", "Rank", "Power spectra", "CRPS"):
         assert words in page.words
         assert words not in without.words
+
+
+def test_an_ensemble_is_held_against_ensembles(tmp_path: Path) -> None:
+    page, _ = write(tmp_path, scores_of_an_ensemble("ensemble"))
+    assert "for steps – ensemble is better than steps" in page.words.split("At +30 min: CRPS")[1][:120]
 
 
 def test_undefined_prints_as_a_dash_and_missing_intervals_are_explained(tmp_path: Path) -> None:

@@ -135,8 +135,8 @@ def _summary(scores: xr.Dataset) -> list[str]:
         return [*(_sentence(scores, None, name=name) for name in names), *_blur(scores)]
     heavier = sorted(threshold for threshold in _thresholds(scores) if threshold > main)
     said = [_sentence(scores, threshold) for threshold in (main, *heavier[: SENTENCES - 1])]
-    if diagrams.ensembles(scores):
-        said.append(_sentence(scores, None, name="crps"))
+    if many := diagrams.ensembles(scores):  # what has no members cannot say what it does not know
+        said.append(_sentence(scores.sel(forecaster=many) if len(many) > 1 else scores, None, name="crps"))
     return [*said, *_blur(scores)]
 
 
@@ -155,7 +155,8 @@ def _blur(scores: xr.Dataset) -> list[str]:
 def _sentence(scores: xr.Dataset, threshold: float | None, *, name: str = "mae") -> str:
     """The main forecaster's score at the main lead time beside everyone else's: CSI at `threshold`, or `name`."""
     names = [str(name) for name in scores["forecaster"].values]
-    main = "stormcell" if "stormcell" in names else names[0]
+    ours = ["ensemble", "stormcell"] if name == "crps" else ["stormcell"]
+    main = next(one for one in (*ours, *names) if one in names)
     lead = _main_lead(scores)
     at: dict[str, Any] = {"lead_time": lead}
     where = lead_text(lead)

@@ -38,6 +38,8 @@ def report_verification(
     if ensembles(scores) or "wet_threshold" in attrs:
         of_all = "CRPS, Brier score and ROC are" if "csi" in scores else "CRPS is"
         notes.append(f"Of an ensemble the mean is scored like a single forecast; {of_all} of all its members.")
+    if "ensemble" in scores.forecaster.values:
+        notes.append("What is called ensemble is the model's own, stormcell its single forecast.")
     if "climatology" in attrs:
         notes.append(
             f"The climatology is the mean {attrs['climatology']} of the frames that the model was trained or chosen on; nothing "
