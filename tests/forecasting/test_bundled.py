@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from stormcell import InputError, load, open_frames, verify
+from stormcell import Forecaster, InputError, load, open_frames, verify
 from stormcell.cli import main
 from stormcell.data.synthetic import advected_rain
+from stormcell.data.units import Transform
+from stormcell.data.windows import split_at_gaps
 from stormcell.forecasting.bundled import DEFAULT, model_file
 from stormcell.forecasting.forecast import save_frames
 from stormcell.forecasting.motion import has_pysteps
-from stormcell.forecasting.plan import OF_THE_NETWORK
+from stormcell.forecasting.plan import OF_THE_NETWORK, Recipe, plan
 
 if not has_pysteps():
     pytest.skip("pysteps or OpenCV is not installed", allow_module_level=True)
@@ -98,3 +100,10 @@ def test_what_the_network_is_cannot_be_changed_by_fine_tuning(
     for words in (["--past", "3"], ["--kernel-size", "5"], ["--config", str(tmp_path / "train.yaml")]):
         assert main(["train", "rain.nc", "--from", DEFAULT, "-o", str(tmp_path / "mine.safetensors"), *words]) == 2
         assert "is that of the model which --from names: leave it out" in capsys.readouterr().err
+
+
+def test_a_model_that_was_never_trained_can_be_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "new.safetensors"
+    Forecaster.untrained(Transform(), 5.0, 3, 2, None, hidden_channels=(8,), kernel_size=3, patch=4).save(path)
+    prepared = plan(split_at_gaps(advected_rain(3, 12, size=32, seed=0)), Recipe(base=str(path), crop=32))
+    assert (prepared.forecaster.past, prepared.forecaster.frames_ahead) == (3, 2)

@@ -116,7 +116,8 @@ def plan(
     kind = type(begun) if begun else kind_for(recipe.model, everything[0].attrs["units"], step, channels=channels)
     width = _columns_around(everything)
     if begun is not None:
-        recipe = replace(recipe, **{name: own for name, own in begun.card["recipe"].items() if name in OF_THE_NETWORK})
+        own = begun.card.get("recipe", {})  # of a model that was never trained there is none
+        recipe = replace(recipe, **{name: own[name] for name in OF_THE_NETWORK if name in own})
     recipe = _whole(recipe, kind, width)
     if begun is None:
         past, future = kind.span(step, recipe.past, recipe.future)
