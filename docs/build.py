@@ -15,6 +15,7 @@ import io
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from math import isinf
 from pathlib import Path
 from statistics import median
@@ -98,12 +99,8 @@ def example(caller: Callable[[], str]) -> str:
     return f"```python\n{code}```\n\n```text\n{printed.getvalue()}```\n"
 
 
-def results(name: str) -> dict[str, Any]:
-    return dict(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
-
-
-def measured(name: str) -> dict[str, Any]:
-    return dict(json.loads((MEASURED / f"{name}.json").read_text(encoding="utf-8")))
+def results(name: str, folder: Path = RESULTS) -> dict[str, Any]:
+    return dict(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
 
 
 def skill() -> dict[str, list[dict[str, Any]]]:
@@ -142,7 +139,7 @@ def render(template: Path) -> str:
         default_model=results("default-model"),
         skill=skill(),
         sst=results("sea-surface-temperature"),
-        measured=measured,
+        measured=partial(results, folder=MEASURED),
         median=median,
         csi_table=csi_table,
         ensemble_table=ensemble_table,

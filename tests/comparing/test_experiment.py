@@ -20,6 +20,8 @@ from stormcell.comparing.tasks import FramesTask, MovingMnistTask, folds_of
 from stormcell.data.moving_mnist import moving_mnist
 from stormcell.data.windows import split_at_gaps
 
+from ..conftest import make_frames
+
 SETTINGS = Settings(
     models=("convlstm", "conv2d-lstm"),
     shape=Shape((4,), 3, 8),
@@ -205,12 +207,7 @@ def test_an_ensemble_is_compared_by_its_mean(rain: xr.DataArray) -> None:
 def test_of_a_plain_quantity_a_block_is_as_long_as_a_forecast() -> None:
     months = np.array([np.datetime64("2000-01") + k for k in range(72)], dtype="datetime64[ns]")
     values = np.random.default_rng(0).normal(300, 2, (72, 16, 16)).astype(np.float32)
-    coords = {
-        "time": months,
-        "y": ("y", np.arange(16.0)[::-1], {"units": "m"}),
-        "x": ("x", np.arange(16.0), {"units": "m"}),
-    }
-    sea = xr.DataArray(values, dims=("time", "y", "x"), coords=coords, attrs={"units": "K", "source": "sea"})
+    sea = make_frames(values, units="K").assign_coords(time=months)
     (task,) = folds_of([sea], past=3, future=3, crop=16, cases=8, seed=0, against=["persistence"])
     assert task.leads[0] == "+31 d"
     assert task.units == "blocks of 84 days or more"

@@ -178,3 +178,14 @@ def outcome(sequence: Sequence, call: Call, needed: Callable[[str], bool] = lamb
     gradients = torch.autograd.grad(loss, list(inputs.values()), allow_unused=True)
     found = {f"d_{name}": value for name, value in zip(inputs, gradients) if value is not None}
     return {**{name: value.detach() for name, value in outputs.items()}, **found}
+
+
+def assert_shares_no_memory(sequence: Sequence, call: Call) -> None:
+    """What a sequence returns lies in no input's memory, nor in each other's."""
+    before = [value.detach().clone() for value in call.differentiable().values()]
+    y, last = sequence(*call)
+    places = [value.untyped_storage().data_ptr() for value in (y, *last, *call.differentiable().values())]
+    assert len(set(places)) == len(places)
+    for value in (y, *last):
+        value.detach().fill_(math.nan)
+    assert all(torch.equal(a, b) for a, b in zip(call.differentiable().values(), before))

@@ -17,7 +17,7 @@ from stormcell.engine.case import case_of
 from stormcell.engine.reference import Drop, Form, Weights
 
 from ..nn.layers import EXACT
-from .cases import CASES, MASK, Call, Recipe, outcome
+from .cases import CASES, MASK, Call, Recipe, assert_shares_no_memory, outcome
 from .test_reference import Bytes
 
 BLOCKS = ("BLOCK_BYTES", "BLOCK_BYTES_CPU")
@@ -262,14 +262,7 @@ def test_outputs_share_no_memory_with_inputs_or_each_other() -> None:
     for name in ("one step", "one sample", "mask", "no input", "linear and mish"):
         for gradients in (True, False):
             call = CASES[name].make()
-            call = call.detached(lambda _, gradients=gradients: gradients)
-            before = [value.detach().clone() for value in call.differentiable().values()]
-            y, last = bptt.sequence(*call)
-            places = [value.untyped_storage().data_ptr() for value in (y, *last, *call.differentiable().values())]
-            assert len(set(places)) == len(places)
-            for value in (y, *last):
-                value.detach().fill_(math.nan)
-            assert all(torch.equal(a, b) for a, b in zip(call.differentiable().values(), before))
+            assert_shares_no_memory(bptt.sequence, call.detached(lambda _, gradients=gradients: gradients))
 
 
 def test_without_gradients_nothing_is_kept() -> None:

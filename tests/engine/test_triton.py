@@ -22,7 +22,7 @@ from stormcell.engine import reference, triton
 from stormcell.engine.case import Case, case_of
 from stormcell.engine.reference import Weights
 
-from .cases import CASES, MASK, Call, Recipe, outcome
+from .cases import CASES, MASK, Call, Recipe, assert_shares_no_memory, outcome
 from .test_bptt import arguments, in_half, rms, set_blocks
 
 ROOT = Path(__file__).parents[2]
@@ -247,13 +247,7 @@ def test_outputs_share_no_memory_with_inputs_or_each_other(way: str) -> None:
     for name in ("one step", "no input"):
         for gradients in (True, False):
             call = on_device(CASES[name].make(torch.float32)).detached(lambda _, gradients=gradients: gradients)
-            before = [value.detach().clone() for value in call.differentiable().values()]
-            y, last = triton.sequence(*call)
-            places = [value.untyped_storage().data_ptr() for value in (y, *last, *call.differentiable().values())]
-            assert len(set(places)) == len(places)
-            for value in (y, *last):
-                value.detach().fill_(math.nan)
-            assert all(torch.equal(a, b) for a, b in zip(call.differentiable().values(), before))
+            assert_shares_no_memory(triton.sequence, call)
 
 
 # --- gradients ---

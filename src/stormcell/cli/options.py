@@ -203,7 +203,7 @@ def configured(context: typer.Context, path: Path | None) -> Path | None:
 def given(context: typer.Context, name: str) -> bool:
     """Whether an option stands on the command line or in --config."""
     source = context.get_parameter_source(name)
-    return source is not None and source.name in ("COMMANDLINE", "DEFAULT_MAP", "ENVIRONMENT")
+    return source is not None and source.name in ("COMMANDLINE", "DEFAULT_MAP")
 
 
 def overridden(context: typer.Context, name: str, *, by: str) -> bool:

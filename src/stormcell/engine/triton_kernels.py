@@ -137,6 +137,14 @@ def _with_bias_and_peepholes(z_i, z_f, z_g, z_o, bias, w_i, w_f, c, columns, the
 
 
 @triton.jit
+def _places(row_count, F, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The pixels (ROWS, 1) and channels (1, COLUMNS) of this program, and which of them there are."""
+    rows = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
+    columns = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
+    return rows, columns, (rows < row_count) & (columns < F)
+
+
+@triton.jit
 def _peepholes(w_c, c, rows, columns, there, P, F, BY_PIXEL: tl.constexpr):
     """w_c of i, f and o; zeros if there are none."""
     w_i = tl.zeros_like(c)
@@ -185,9 +193,7 @@ def _step_kernel(
     COLUMNS: tl.constexpr,
     INNER: tl.constexpr,
 ):
-    rows = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
-    columns = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
-    there = (rows < row_count) & (columns < F)
+    rows, columns, there = _places(row_count, F, ROWS, COLUMNS)
     at, at_z = rows * F + columns, rows * 4 * F + columns
 
     z_i = tl.zeros((ROWS, COLUMNS), tl.float32)
@@ -275,9 +281,7 @@ def _back_kernel(
     INNER: tl.constexpr,
 ):
     """c' = ρ(i) φ(g) + ρ(f) c, h' = ρ(o) φ(c'); the gates are made anew from z and c."""
-    rows = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
-    columns = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
-    there = (rows < row_count) & (columns < F)
+    rows, columns, there = _places(row_count, F, ROWS, COLUMNS)
     at, at_z = rows * F + columns, rows * 4 * F + columns
 
     d_shown = tl.zeros((ROWS, COLUMNS), tl.float32)
