@@ -6,6 +6,7 @@ peer turns them into its own before the clock runs. Imports numpy only, so that 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -104,8 +105,16 @@ class Arrays(NamedTuple):
     state: tuple[np.ndarray, np.ndarray] | None  # h, c (B, F, Y, X) of a streaming case
 
 
+# Keep the numbers of the last case. Only where many peers share a process: elsewhere they would count as a peer's memory.
+keep_arrays = False
+
+
 def arrays(case: Case) -> Arrays:
     """The numbers of a case, the same each time: normal inputs, weights of variance 1 / (values that are summed)."""
+    return _kept(case) if keep_arrays else _drawn(case)
+
+
+def _drawn(case: Case) -> Arrays:
     rng = np.random.default_rng(20151113)
 
     def normal(*shape: int, scale: float = 1.0) -> np.ndarray:
@@ -131,6 +140,9 @@ def arrays(case: Case) -> Arrays:
     return Arrays(
         x, normal(case.batch, case.future, case.in_channels, height, width), encoder, forecaster, output, None
     )
+
+
+_kept = lru_cache(maxsize=1)(_drawn)
 
 
 def parameter_count(numbers: Arrays) -> int:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from benchmarks import agreement, choice, run, scaling, store, table
+from benchmarks import agreement, cases, choice, gpu, run, scaling, store, table
 from benchmarks.cases import CASES, GROWTH, QUICK, SAME, arrays, from_json, parameter_count
-from benchmarks.peers import GROWTH_PEERS, PEERS, ours
+from benchmarks.peers import GROWTH_PEERS, PEERS, NotHere, ours
 from benchmarks.worker import environment, timed
 
 from stormcell import paper_model
@@ -185,13 +187,25 @@ def test_the_torch_loop_computes_our_numbers(case: Any) -> None:
     assert not all(line.agrees for line in agreement.check_peer("torch", case, missing, parameter_count(arrays(case))))
 
 
-def test_the_floor_runs_on_every_kind_of_case() -> None:
+@pytest.mark.parametrize("variant", ["", "channels_last"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_floor_runs_on_every_kind_of_case(variant: str, precision: str) -> None:
+    """In the precision that is asked for, without a cast, and in one memory format throughout."""
     from benchmarks.peers import floor
 
+    lies = torch.channels_last if variant else torch.contiguous_format
     for case in SAME:
-        made = floor.build(case, "")
+        made = floor.build(case, variant, "cpu", precision)
+        given = [made.output, made.read, made.d_y] if case.future else []
+        for layer in made.layers:
+            given += [layer.hh, layer.h[-1], layer.h.flatten(0, 1), layer.d_z[-1]]
+            given += [] if layer.ih is None else [layer.ih, layer.x]
+        assert {value.dtype for value in given} == {getattr(torch, precision)}
+        assert all(value.is_contiguous(memory_format=lies) for value in given)
         made.forward()
         made.training_step()
+    with pytest.raises(NotHere, match="CUDA graphs need a GPU"):
+        floor.build(QUICK, f"{variant}+graph")
 
 
 @pytest.mark.parametrize(
@@ -243,6 +257,189 @@ def test_auto_takes_the_fastest_engine_or_one_that_is_nearly_as_fast() -> None:
         for kind in ("forward", "train"):
             fastest = min(row[kind].values())
             assert row[kind][row["chosen"][kind]] <= 1.25 * fastest + 1.5, row
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The GPU's benchmark, quickly and without one; what it sets for its process is put back."""
+    monkeypatch.setattr(cases, "keep_arrays", False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    for name in ("KERAS_BACKEND", "XLA_PYTHON_CLIENT_PREALLOCATE"):
+        monkeypatch.setenv(name, {"KERAS_BACKEND": "torch"}.get(name, "false"))
+    monkeypatch.setattr(gpu, "FEWEST_RUNS", 2)
+    return ["--device", "cpu", "--quick", "--seconds", "0.001"]
+
+
+EAGER = [
+    peer.name for peer in gpu.PEERS if peer.module in ("ours", "floor") or peer.variant in ("eager", "channels_last")
+]
+
+
+def test_the_benchmark_of_gpus_runs_without_one(
+    on_cpu: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = tmp_path / "gpu.json"
+    assert gpu.main([*on_cpu, "--precisions", "float32", "bfloat16", "--out", str(made), "--peers", *EAGER]) == gpu.DONE
+    found = json.loads(made.read_text(encoding="utf-8"))["cases"]["quick"]
+    for precision in ("float32", "bfloat16"):
+        rows = found[precision]
+        assert set(rows) == {*EAGER, "torch loop, again"}
+        reasons = {name: row["why"] for name, row in rows.items() if "why" in row and "triton" not in name}
+        assert set(reasons) == {name for name in rows if "graph" in name} | {"stormcell, torch.compile"}
+        assert set(reasons.values()) == {"CUDA graphs need a GPU"}
+        for row in (row for row in rows.values() if "why" not in row):
+            for kind in ("forward", "train"):
+                assert 0 < row[kind]["q1_ms"] <= row[kind]["median_ms"] <= row[kind]["q3_ms"]
+                assert row[kind]["pipelined_ms"] > 0
+    assert found["float32"]["stormcell (auto)"]["engine"] != "reference"
+    assert found["bfloat16"]["torch loop"]["errors"]["y"] > 100 * found["float32"]["torch loop"]["errors"]["y"]
+    said = capsys.readouterr().out
+    assert "stormcell (auto), train: " in said
+    assert "as fast as torch loop" in said
+
+
+def test_the_benchmark_of_gpus_stops_in_time_and_goes_on(on_cpu: list[str], tmp_path: Path) -> None:
+    made = tmp_path / "gpu.json"
+    small = [*on_cpu, "--precisions", "float32", "--out", str(made), "--peers", "torch loop", "stormcell, bptt"]
+
+    def rows() -> dict[str, Any]:
+        return json.loads(made.read_text(encoding="utf-8"))["cases"]["quick"]["float32"]
+
+    assert gpu.main([*small, "--limit", "0"]) == gpu.DONE
+    assert set(rows()) == {"torch loop", "stormcell, bptt", "torch loop, again"}
+    assert all(row == {"why": "no time left"} for row in rows().values())
+    result = json.loads(made.read_text(encoding="utf-8"))
+    result["cases"]["quick"]["float32"]["stormcell, bptt"] = {"why": gpu.UNFINISHED}  # as a crash leaves it
+    made.write_text(json.dumps(result), encoding="utf-8")
+    assert gpu.main([*small, "--resume"]) == gpu.DONE
+    assert rows()["stormcell, bptt"] == {"why": gpu.UNFINISHED}
+    assert rows()["torch loop"]["train"]["n"] >= 2
+
+
+def test_all_that_is_measured_on_a_gpu_is_kept_at_once(
+    on_cpu: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tmp_path / "gpu.json"
+    seen: list[dict[str, Any]] = []
+
+    def measure(peer: gpu.Peer, *_: object) -> dict[str, Any]:
+        seen.append(json.loads(made.read_text(encoding="utf-8"))["cases"]["quick"]["tf32"])
+        return {"why": f"{peer.name} was here", "disagrees": peer.name == "torch loop"}
+
+    monkeypatch.setattr(gpu, "measure", measure)
+    names = ["stormcell, bptt", "torch loop", "torch.compile, max-autotune"]
+    assert gpu.main([*on_cpu, "--precisions", "tf32", "--out", str(made), "--peers", *names]) == gpu.WRONG
+    order = ["torch loop", "stormcell, bptt", "torch loop, again", "torch.compile, max-autotune", "torch loop, last"]
+    for count, rows in enumerate(seen):
+        assert list(rows) == order[: count + 1]
+        assert [row["why"] for row in rows.values()] == [
+            *(f"{name} was here" for name in order[:count]),
+            gpu.UNFINISHED,
+        ]
+
+
+def test_a_benchmark_that_crashes_is_started_again_for_the_rest(tmp_path: Path) -> None:
+    made, script = tmp_path / "gpu.json", tmp_path / "script.py"
+    script.write_text(
+        "import os, pathlib, sys\n"
+        "made = pathlib.Path(sys.argv[sys.argv.index('--out') + 1])\n"
+        "before = made.read_text() if made.exists() else ''\n"
+        "made.write_text(before + ('again' if '--resume' in sys.argv else 'first'))\n"
+        "os._exit(3) if len(before) < 10 else sys.exit(1)\n",
+        encoding="utf-8",
+    )
+    assert gpu.supervise([sys.executable, str(script)], made, time.monotonic() + 60) == 1
+    assert made.read_text(encoding="utf-8") == "firstagainagain"
+    script.write_text("import os\nos._exit(3)\n", encoding="utf-8")
+    assert gpu.supervise([sys.executable, str(script)], made, time.monotonic() + 60) == 3
+
+
+def test_ratios_on_a_gpu_are_to_the_fastest_peer_the_lowest_floor_and_the_loop_s_memory() -> None:
+    def row(forward: float, train: float, peak: float | None = None) -> dict[str, Any]:
+        times = {"forward": forward, "train": train}
+        return {
+            kind: {"median_ms": value, "pipelined_ms": value / 2, "peak_mib": peak, "held_mib": peak}
+            for kind, value in times.items()
+        }
+
+    rows = {
+        "stormcell (auto)": row(2.0, 4.0, 50.0),
+        "stormcell, triton": {"why": "no"},
+        "torch loop": row(6.0, 5.0, 100.0),
+        "Flax": row(3.0, 10.0),
+        "torch loop, again": row(1.0, 1.0, 100.0),
+        "convolutions alone": row(1.6, 2.0),
+        "convolutions alone, channels_last": row(1.0, 3.0),
+    }
+    memory = {"peak_mib": 0.5, "held_mib": 0.5}
+    assert gpu.ratios(rows) == {
+        "stormcell (auto)": {
+            "forward": {
+                "peer": "Flax", "over_peer": 1.5,
+                "floor": "convolutions alone, channels_last", "over_floor": 2.0, **memory,
+            },
+            "train": {
+                "peer": "torch loop", "over_peer": 1.25, "floor": "convolutions alone", "over_floor": 2.0, **memory
+            },
+        }
+    }  # fmt: skip
+    assert gpu.ratio_lines(rows)[1] == (
+        "  stormcell (auto), train: 1.25× (1.25×) as fast as torch loop; 2.00 (2.00) of convolutions alone; "
+        "memory of torch loop: 0.50 peak, 0.50 held"
+    )
+    assert gpu.ratio_lines({"stormcell (auto)": rows["stormcell (auto)"]}) == []
+
+
+def test_cases_of_gpus_and_their_order() -> None:
+    assert gpu.DEFAULT_CASES[:3] == ("paper-batch16", "map128-batch16", "stream64")
+    assert set(gpu.DEFAULT_CASES) <= set(gpu.GPU_CASES)
+    assert not set(gpu._ON_GPU) & set(CASES)
+    assert [peer.turn for peer in gpu.PEERS] == sorted(peer.turn for peer in gpu.PEERS)
+
+
+def test_a_recorded_step_takes_new_frames_and_holds_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a graph that computes again what it recorded, into the same memory."""
+
+    class Graph:
+        def __init__(self, compute: Any, output: torch.Tensor) -> None:
+            self.compute, self.output = compute, output
+
+        def replay(self) -> None:
+            self.output.copy_(self.compute())
+
+    def recorded(compute: Any) -> Any:
+        output = compute()
+        return Graph(compute, output), output
+
+    monkeypatch.setattr(ours, "need_gpu", lambda device: None)
+    monkeypatch.setattr(ours, "recorded", recorded)
+    case = SAME[1]
+    assert case.streaming
+    made, plain = (ours.build(case, f"reference{mode}") for mode in ("+reduce-overhead", ""))
+    numbers = arrays(case)
+    layer = ours.module(case, numbers, engine="reference")
+    state = tuple(torch.from_numpy(value)[None] for value in numbers.state)
+    first = made.forward()
+    torch.testing.assert_close(first, plain.forward())
+    kept = first.clone()
+    frames = plain.plain_x, 2 * plain.plain_x
+    with torch.no_grad():
+        y, _ = layer.step(frames[1], layer.step(frames[0], state)[1])
+    made.plain_x = frames[1]
+    torch.testing.assert_close(made.forward(), y)
+    assert torch.equal(first, kept)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # torch.compile's own
+@pytest.mark.parametrize("case", SAME, ids=lambda case: case.name)
+def test_our_modules_compute_the_same_inside_torch_compile(case: Any) -> None:
+    exact = gpu.truth(case, "cpu")
+    for precision, allowed in (("float32", 1e-5), ("bfloat16", 2e-2)):
+        found = gpu.errors(ours.build(case, "bptt+default", "cpu", precision), exact, "cpu")
+        assert found.keys() == exact.keys()
+        assert max(found.values()) < allowed
+    torch._dynamo.reset()
 
 
 def test_the_benchmark_of_stores_runs_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Who is compared: one file a library, all with the same small interface.
 
-A peer's module has `build(case, variant) -> Run`. Importing it imports its library, so a process holds one peer only.
+A peer's module has `build(case, variant) -> Run`. Importing it imports its library, so a process holds one peer only. Those
+that run on a GPU as well have `build(case, variant, device, precision)`, the latter two with defaults (gpu.py).
 """
 
 from __future__ import annotations

@@ -2,6 +2,9 @@
 
 The cell has two biases, adds 1 to the forget gate's, and cannot run without input: the forecaster's lowest layer is given
 frames of one channel that are zero.
+
+In bfloat16 parameters, frames, states, both of the cell included, and the output's gradient are cast to it before the clock
+runs, so that Flax computes everything in it: torch's autocast keeps the cell state in float32.
 """
 
 from __future__ import annotations
@@ -37,11 +40,12 @@ def _parameters(values: LayerArrays) -> dict[str, Any]:
     }
 
 
-def build(case: Case, variant: str) -> JaxRun:
+def build(case: Case, variant: str, device: str = "cpu", precision: str = "float32") -> JaxRun:
     numbers = arrays(case)
+    dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
 
     def cell(hidden: int) -> nn.ConvLSTMCell:
-        return nn.ConvLSTMCell(hidden, (case.kernel, case.kernel))
+        return nn.ConvLSTMCell(hidden, (case.kernel, case.kernel), param_dtype=dtype)
 
     def run(hidden: int, parameters: Any, x: Any, carry: Any = None) -> tuple[Any, Any]:
         layer = nn.RNN(cell(hidden), return_carry=True)
@@ -60,7 +64,7 @@ def build(case: Case, variant: str) -> JaxRun:
         for hidden, values in zip(case.hidden, parameters["encoder"]):
             carry, x = run(hidden, values, x)
             carries.append(carry)
-        z = jnp.zeros((case.batch, case.future, *case.size, 1))
+        z = jnp.zeros((case.batch, case.future, *case.size, 1), dtype)
         outputs = []
         for hidden, values, carry in zip(case.hidden[::-1], parameters["forecaster"], reversed(carries)):
             _, z = run(hidden, values, z, carry)
@@ -77,4 +81,4 @@ def build(case: Case, variant: str) -> JaxRun:
         parameters["output"] = {"kernel": weight.transpose(2, 3, 1, 0), "bias": bias}
     inputs = [last(value) for value in (numbers.x, *(numbers.state or ()))]
     compute = step if case.streaming else net if case.future else layer
-    return JaxRun(case, compute, parameters, inputs, last(numbers.d_y))
+    return JaxRun(case, compute, parameters, inputs, last(numbers.d_y), device=device, precision=precision)

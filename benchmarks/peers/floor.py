@@ -1,17 +1,31 @@
-"""The convolutions alone, as torch (oneDNN on x86) computes them, and nothing pointwise: no peer, but what they all stand on.
+"""The convolutions alone, as torch (oneDNN on x86, cuDNN on a GPU) computes them, and nothing pointwise: no peer, but what
+they all stand on.
 
 Forward: the input convolution over all steps at once, one recurrent convolution a step. Training also: the state's gradient,
 a convolution a step; the input's gradient and both weight gradients, each over all steps at once. The forecaster's lowest
-layer has no input convolution. Numbers that a real layer would compute between are normal random ones.
+layer has no input convolution. Numbers that a real layer would compute between are normal random ones. In bfloat16 all
+tensors are bfloat16 before the clock runs: nothing is cast.
+
+Variants: "contiguous", which "" stands for; "channels_last" (all tensors in that memory format); either with "+graph" (the
+whole run as one CUDA graph).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..cases import Case, LayerArrays, arrays
+from .graphs import need_gpu, recorded
+
+_FORMATS = {
+    "": torch.contiguous_format,
+    "contiguous": torch.contiguous_format,
+    "channels_last": torch.channels_last,
+}
 
 
 def _backward(d_z: Tensor, x: Tensor, weight: Tensor, *, data: bool = False, weights: bool = False) -> None:
@@ -21,15 +35,30 @@ def _backward(d_z: Tensor, x: Tensor, weight: Tensor, *, data: bool = False, wei
     )
 
 
+class _Place:
+    """Where and how tensors lie."""
+
+    def __init__(self, device: str, dtype: torch.dtype, memory_format: torch.memory_format) -> None:
+        self.device, self.dtype, self.memory_format = device, dtype, memory_format
+
+    def put(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(self.device, self.dtype).contiguous(memory_format=self.memory_format)
+
+    def normal(self, *shape: int) -> Tensor:
+        values = torch.empty(shape, device=self.device, dtype=self.dtype, memory_format=self.memory_format)
+        return values.normal_()
+
+
 class _Layer:
-    def __init__(self, values: LayerArrays, batch: int, steps: int, size: tuple[int, int], device: str) -> None:
-        self.ih = None if values.ih is None else torch.from_numpy(values.ih).to(device)
-        self.hh = torch.from_numpy(values.hh).to(device)
+    def __init__(self, values: LayerArrays, batch: int, steps: int, size: tuple[int, int], to: _Place) -> None:
+        self.ih = None if values.ih is None else to.put(values.ih)
+        self.hh = to.put(values.hh)
         gates, hidden = self.hh.shape[:2]
         if self.ih is not None:
-            self.x = torch.randn(steps * batch, self.ih.shape[1], *size, device=device)
-        self.h = torch.randn(steps, batch, hidden, *size, device=device)  # time first: a step's block is contiguous
-        self.d_z = torch.randn(steps, batch, gates, *size, device=device)
+            self.x = to.normal(steps * batch, self.ih.shape[1], *size)
+        # time first: a step's block has no gaps
+        self.h = to.normal(steps * batch, hidden, *size).unflatten(0, (steps, batch))
+        self.d_z = to.normal(steps * batch, gates, *size).unflatten(0, (steps, batch))
         self.pad = self.hh.shape[-1] // 2
 
     def forward(self) -> None:
@@ -50,15 +79,15 @@ class _Layer:
 class Floor:
     """All convolutions of a case."""
 
-    def __init__(self, case: Case, device: str) -> None:
+    def __init__(self, case: Case, to: _Place) -> None:
         numbers = arrays(case)
-        self.layers = [_Layer(values, case.batch, case.steps, case.size, device) for values in numbers.encoder]
-        self.layers += [_Layer(values, case.batch, case.future, case.size, device) for values in numbers.forecaster]
+        self.layers = [_Layer(values, case.batch, case.steps, case.size, to) for values in numbers.encoder]
+        self.layers += [_Layer(values, case.batch, case.future, case.size, to) for values in numbers.forecaster]
         self.output = None
         if numbers.output is not None:
-            self.output = torch.from_numpy(numbers.output[0]).to(device)
-            self.read = torch.randn(case.batch * case.future, self.output.shape[1], *case.size, device=device)
-            self.d_y = torch.from_numpy(numbers.d_y).to(device).flatten(0, 1)
+            self.output = to.put(numbers.output[0])
+            self.read = to.normal(case.batch * case.future, self.output.shape[1], *case.size)
+            self.d_y = to.put(numbers.d_y.reshape(-1, *numbers.d_y.shape[2:]))
 
     def forward(self) -> None:
         with torch.no_grad():
@@ -79,5 +108,34 @@ class Floor:
         return {}
 
 
-def build(case: Case, variant: str, device: str = "cpu") -> Floor:
-    return Floor(case, device)
+class RecordedFloor:
+    """The same as CUDA graphs, recorded when first asked for."""
+
+    def __init__(self, floor: Floor) -> None:
+        self.floor = floor
+        self._replays: dict[str, Callable[[], None]] = {}
+
+    def forward(self) -> None:
+        self._replay("forward")
+
+    def training_step(self) -> None:
+        self._replay("training_step")
+
+    def _replay(self, kind: str) -> None:
+        if kind not in self._replays:
+            graph, _ = recorded(getattr(self.floor, kind))
+            self._replays[kind] = graph.replay
+        self._replays[kind]()
+
+    def numbers(self) -> dict[str, np.ndarray]:
+        return {}
+
+
+def build(case: Case, variant: str, device: str = "cpu", precision: str = "float32") -> Floor | RecordedFloor:
+    """The convolutions of a case. Raises NotHere for a graph without a GPU."""
+    memory_format, _, graph = variant.partition("+")
+    if graph:
+        need_gpu(device)
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    floor = Floor(case, _Place(device, dtype, _FORMATS[memory_format]))
+    return RecordedFloor(floor) if graph else floor

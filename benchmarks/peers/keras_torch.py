@@ -10,7 +10,7 @@ from .autograd import AutogradRun
 from .keras_net import made
 
 
-def build(case: Case, variant: str, device: str = "cpu") -> AutogradRun:
+def build(case: Case, variant: str, device: str = "cpu", precision: str = "float32") -> AutogradRun:
     net, inputs, d_y = made(case)
     x, *state = (torch.from_numpy(value).to(device) for value in inputs)
 
@@ -23,5 +23,11 @@ def build(case: Case, variant: str, device: str = "cpu") -> AutogradRun:
 
     parameters = [variable.value for variable in net.trainable_variables]
     return AutogradRun(
-        compute, x, torch.from_numpy(d_y).to(device), parameters, streaming=case.streaming, to_ours=to_ours
+        compute,
+        x,
+        torch.from_numpy(d_y).to(device),
+        parameters,
+        streaming=case.streaming,
+        to_ours=to_ours,
+        precision=precision,
     )

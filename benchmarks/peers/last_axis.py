@@ -19,12 +19,16 @@ def first(values: np.ndarray) -> np.ndarray:
     return np.moveaxis(values, -1, -3)
 
 
+def _float32(values: Any) -> np.ndarray:
+    return np.asarray(values).astype(np.float32, copy=False)  # bfloat16 is no type of numpy's own
+
+
 def compared(case: Case, y: Any, gradients: list[Any] | None) -> dict[str, np.ndarray]:
     """What `Run.numbers` gives, from results (B, T, Y, X, C); the gradients are the input's, then the parameters'."""
-    found = {"y": first(np.asarray(y))}
+    found = {"y": first(_float32(y))}
     if case.streaming:
         found["y"] = found["y"][:, 0]
     elif gradients is not None:
-        found["d_x"] = first(np.asarray(gradients[0]))
+        found["d_x"] = first(_float32(gradients[0]))
         found["gradients"] = np.array(sum(int(np.prod(g.shape)) for g in gradients))
     return found

@@ -1,6 +1,12 @@
-"""Stormcell: `ConvLSTM2d` and `EncoderForecaster` with an engine by name, without peepholes, since no peer has them."""
+"""Stormcell: `ConvLSTM2d` and `EncoderForecaster` with an engine by name, without peepholes, since no peer has them.
+
+A variant is an engine, or ENGINE+MODE: the module inside `torch.compile` in that mode. With "reduce-overhead", CUDA graphs, a
+stream's step is not compiled but recorded as it is: each call copies frame and state in, and output and state out.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +16,8 @@ from stormcell.engine.case import case_of
 
 from ..cases import Arrays, Case, LayerArrays, arrays
 from . import NotHere
-from .autograd import AutogradRun
+from .autograd import AutogradRun, autocast
+from .graphs import need_gpu, recorded
 
 
 def module(case: Case, numbers: Arrays, *, engine: str, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -44,29 +51,69 @@ def chosen(case: Case, device: str = "cpu") -> str:
     return next(name for name, said in asked.items() if said == "chosen")
 
 
-def build(case: Case, variant: str, device: str = "cpu") -> AutogradRun:
-    """A run on the engine `variant`. Raises NotHere with the engine's own reason."""
-    reason = engine.engines().get(variant) if variant != "auto" else None
+def _recorded_step(
+    model: nn.Module, frame: Tensor, state: tuple[Tensor, Tensor], precision: str
+) -> Callable[[Tensor], Tensor]:
+    """`model.step` as a CUDA graph that holds the state: each frame is copied in, each output copied out."""
+    x, *held = [value.clone() for value in (frame, *state)]
+
+    def step() -> Tensor:
+        y, after = model.step(x, (held[0], held[1]))
+        torch._foreach_copy_(held, list(after))
+        return y
+
+    with torch.no_grad(), autocast(frame.device.type, precision, cached=False):
+        graph, y = recorded(step)
+    torch._foreach_copy_(held, list(state))
+
+    def compute(frame: Tensor) -> Tensor:
+        x.copy_(frame)
+        graph.replay()
+        return y.clone()
+
+    compute.held = held  # type: ignore[attr-defined]  # the graph reads and writes it
+    return compute
+
+
+def build(case: Case, variant: str, device: str = "cpu", precision: str = "float32") -> AutogradRun:
+    """A run of the engine in `variant`. Raises NotHere with the engine's own reason."""
+    name, _, mode = variant.partition("+")
+    reason = engine.engines().get(name) if name != "auto" else None
     if reason is not None:
         raise NotHere(reason)
+    graphs = mode == "reduce-overhead"
+    if graphs:
+        need_gpu(device)
     numbers = arrays(case)
-    model = module(case, numbers, engine=variant).to(device)
+    model = module(case, numbers, engine=name).to(device)
+    parameters = list(model.parameters())
     x, d_y = torch.from_numpy(numbers.x).to(device), torch.from_numpy(numbers.d_y).to(device)
+    compute: Callable[[Tensor], Tensor]
     if case.streaming:
         x, d_y = x[:, 0], d_y[:, 0]
         state = tuple(torch.from_numpy(value)[None].to(device) for value in numbers.state)
+        step = (
+            torch.compile(model.step, mode=mode, fullgraph=True, dynamic=False) if mode and not graphs else model.step
+        )
 
         def compute(x: Tensor) -> Tensor:
-            return model.step(x, state)[0]
+            return step(x, state)[0]
 
-    elif case.future:
-
-        def compute(x: Tensor) -> Tensor:
-            return model(x, steps=case.future)
-
+        if graphs:
+            compute = _recorded_step(model, x, state, precision)
     else:
+        if mode:
+            model = torch.compile(model, mode=mode, fullgraph=True, dynamic=False)
 
         def compute(x: Tensor) -> Tensor:
-            return model(x)[0]
+            return model(x, steps=case.future) if case.future else model(x)[0]
 
-    return AutogradRun(compute, x, d_y, list(model.parameters()), streaming=case.streaming)
+    return AutogradRun(
+        compute,
+        x,
+        d_y,
+        parameters,
+        streaming=case.streaming,
+        precision=precision,
+        trees=graphs and not case.streaming,
+    )

@@ -99,7 +99,7 @@ def _frames_channels_last(x: Tensor) -> Tensor:
 _MODES = {"compile": None, "reduce-overhead": "reduce-overhead", "max-autotune": "max-autotune"}
 
 
-def build(case: Case, variant: str, device: str = "cpu") -> AutogradRun:
+def build(case: Case, variant: str, device: str = "cpu", precision: str = "float32") -> AutogradRun:
     """A run of the loop, or of the cell where the case streams."""
     numbers = arrays(case)
     if (
@@ -132,4 +132,12 @@ def build(case: Case, variant: str, device: str = "cpu") -> AutogradRun:
             return model(x, h, c)[0]
         return model(x) if case.future else model(x)[0]
 
-    return AutogradRun(compute, x, d_y, parameters, streaming=case.streaming)
+    return AutogradRun(
+        compute,
+        x,
+        d_y,
+        parameters,
+        streaming=case.streaming,
+        precision=precision,
+        trees=variant in ("reduce-overhead", "max-autotune"),
+    )
