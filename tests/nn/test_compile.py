@@ -73,6 +73,25 @@ def test_a_compiled_network_has_the_same_numbers_and_gradients_without_graph_bre
     )
 
 
+def test_a_compiled_layer_chooses_its_engine_without_graph_breaks() -> None:
+    """As most people have it: float32, and the engine that "auto" takes for each size."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    layer = ConvLSTM2d(3, 32, 3)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    for batch, steps, *size in ((2, 2, 16, 16), (3, 4, 12, 20), (1, 1, 4, 4), (2, 3, 64, 64)):
+        call: Call = (torch.randn(batch, steps, 3, *size),), {}
+        torch.testing.assert_close(
+            numbers_and_gradients(layer, compiled, call),
+            numbers_and_gradients(layer, layer, call),
+            rtol=1e-4,
+            atol=1e-4,
+        )
+    step = torch.compile(layer.step, backend="aot_eager", fullgraph=True)
+    frame = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(step(frame)[0], layer.step(frame)[0])
+
+
 def test_a_compiled_layer_is_compiled_anew_once_at_most_for_other_sizes() -> None:
     torch.manual_seed(0)
     torch._dynamo.reset()

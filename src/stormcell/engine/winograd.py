@@ -76,7 +76,7 @@ def supports(case: Case) -> str | None:
 
 def passed_over(case: Case) -> str | None:
     """Why "auto" leaves a case to another engine, or None: by the measurements in docs/engines.md."""
-    tiles = case.batch * prod(-(-n // TILE) for n in case.size)
+    tiles = case.batch * prod([-(-n // TILE) for n in case.size])  # a list: torch.compile traces through this
     if 2 * case.hidden_channels < native.LANES[native.INSTRUCTION_SET] and tiles > 64:  # else calls cost more than work
         return "so few hidden channels leave most of its vectors empty"
     if case.gradients and tiles * case.steps < FEWEST_TILES:
