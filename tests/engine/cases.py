@@ -62,7 +62,7 @@ class Recipe:
     bias: bool = True
     mask: list[list[int]] | None = None
     drop: str | None = None  # "gate" or "shared" masks
-    contiguous: bool = True
+    contiguous: bool = True  # frames, and what is small
     scale: float = 1.0  # of weights: small where activations have no bounds, so that three steps do not explode
 
     def form(self) -> Form:
@@ -94,6 +94,14 @@ class Recipe:
             draw(gates) if self.bias else None,
         )
         state = (draw(self.batch, self.hidden, *size), draw(self.batch, self.hidden, *size))
+        if not self.contiguous:
+            w = w._replace(
+                **{
+                    name: _apart(value)
+                    for name, value in w._asdict().items()
+                    if value is not None and name in ("ch", "bias")
+                }
+            )
         mask = None if self.mask is None else torch.tensor(self.mask, dtype=torch.bool)
         rows = 4 if self.drop == "gate" else 1
 
@@ -111,6 +119,11 @@ class Recipe:
         return Call(x, state, w, form, mask, drop)
 
 
+def _apart(value: Tensor) -> Tensor:
+    """The same numbers with gaps between."""
+    return value.repeat_interleave(2, -1)[..., ::2]
+
+
 MASK = [[0, 1, 1, 0, 1], [0, 0, 0, 0, 0], [1, 1, 0, 0, 1]]  # the first step, a whole sample
 ONE = {"frame": (7,), "kernel": (3,)}
 THREE = {"frame": (3, 4, 5), "kernel": (3, 2, 3), "hidden": 2, "steps": 2}
@@ -123,7 +136,7 @@ CASES: dict[str, Recipe] = {
     "wide": Recipe(channels=5, hidden=7, frame=(4, 9)),
     "kernel larger than the frame": Recipe(frame=(2, 3), kernel=(5, 5)),
     "no batch": Recipe(batch=0),
-    "channels last": Recipe(contiguous=False),
+    "channels last": Recipe(contiguous=False, peephole="channel"),
     "even kernels": Recipe(kernel=(4, 2), recurrent=(2, 4)),
     "recurrent kernel of one": Recipe(recurrent=(1, 1)),
     "recurrent kernel of its own": Recipe(kernel=(1, 3), recurrent=(5, 2)),
@@ -155,6 +168,7 @@ CASES: dict[str, Recipe] = {
     "1D, even kernel, stride": Recipe(frame=(7,), kernel=(4,), recurrent=(2,), stride=(2,), mask=[[1, 0, 1]] * 2),
     "1D, gate dropout": Recipe(**ONE, drop="gate"),
     "3D": Recipe(**THREE, peephole="pixel"),
+    "3D, odd kernels": Recipe(**{**THREE, "kernel": (3, 1, 3)}, peephole="channel", mask=[[1, 0], [1, 1]]),
     "3D, stride": Recipe(**THREE, stride=(1, 2, 2), drop="shared"),
     **{
         f"{name} and {other}": Recipe(

@@ -22,7 +22,7 @@ from .cases import Recipe, outcome
 from .test_bptt import in_half
 
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.uint8: "*u8"}
-OPTIONS = ("num_warps", "enable_fp_fusion")
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 
 
 class Compiled:
@@ -34,8 +34,9 @@ class Compiled:
     def __getitem__(self, grid: Any) -> Any:
         return self.launch
 
-    def launch(self, **given: Any) -> None:
-        options = {name: given.pop(name) for name in OPTIONS}
+    def launch(self, *in_order: Any, **given: Any) -> None:
+        given |= zip(self.kernel.arg_names, in_order)
+        options = {name: given.pop(name) for name in OPTIONS if name in given}
         signature, constants, divisible = {}, {}, {}
         for place, name in enumerate(self.kernel.arg_names):
             value = given.pop(name)
@@ -58,13 +59,12 @@ class Compiled:
             made = triton.compile(source, target=target, options=options)
             how = "fused" if "taps" in signature and signature["taps"] != "constexpr" else "alone"
             products = "mma" in made.asm["ptx"]
-            print(
-                self.kernel.__name__, signature["c"], signature.get("h", signature.get("d_z")), how, processor, products
-            )
+            types = [signature[name] for name in ("c", "h", "d_z", "to", "source", "values") if name in signature]
+            print(self.kernel.__name__, *types, how, processor, products)
 
 
 def main(processors: list[str], *, everything: bool) -> None:
-    for name in ("_step_kernel", "_back_kernel"):
+    for name in ("_step_kernel", "_back_kernel", "_copy_kernel", "_sum_kernel"):
         setattr(kernels, name, Compiled(getattr(kernels, name), [int(processor) for processor in processors]))
     engine._allows_tf32 = lambda: True
     wide = Recipe(batch=2, hidden=64, frame=(8, 8), peephole="channel", steps=2, mask=[[1, 0], [1, 1]])
@@ -76,10 +76,11 @@ def main(processors: list[str], *, everything: bool) -> None:
             Recipe(steps=2, channels=0, frame=(3, 4, 5), kernel=(3, 3, 3)),
             *(Recipe(steps=2, activation=phi, recurrent_activation=phi) for phi in engine.ACTIVATIONS),
         ]
-    for recipe, dtype, fused in itertools.product(
-        recipes, list(TYPES)[:3] if everything else [torch.bfloat16], (0, 2**40)
+    engine.ALIGNED = 1
+    for recipe, dtype, (fused, joint) in itertools.product(
+        recipes, list(TYPES)[:3] if everything else [torch.bfloat16], ((0, 2**40), (2**40, 2**40), (0, 0))
     ):
-        engine.FUSED_PRODUCTS = fused
+        engine.FUSED_PRODUCTS, engine.JOINT_ROWS = fused, joint
         call = recipe.make(torch.float32)
         outcome(engine.sequence, call if dtype == torch.float32 else in_half(call, dtype))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from stormcell import engine
-from stormcell.engine import bptt, reference
+from stormcell.engine import bptt, reference, triton
 from stormcell.engine.activations import ACTIVATIONS
 from stormcell.engine.case import case_of
 from stormcell.engine.reference import Drop, Form, Weights
@@ -405,3 +405,10 @@ def test_a_cell_state_that_is_narrower_than_the_weights_is_widened() -> None:
     call = CASES["plain"].make(torch.float32)
     y, (_, c) = bptt.sequence(call.x, (call.state[0], call.state[1].bfloat16()), *call[2:])
     assert (y.dtype, c.dtype) == (torch.float32, torch.float32)
+
+
+@pytest.mark.parametrize("engine", ["bptt", "triton"])
+def test_frames_of_another_precision_are_refused(engine: str) -> None:
+    call = CASES["plain"].make(torch.float32)
+    with pytest.raises(RuntimeError, match="frames are float64 and weights float32"):
+        {"bptt": bptt, "triton": triton}[engine].sequence(call.x.double(), *call[1:])

@@ -29,7 +29,7 @@ from .reference import CONVOLUTIONS, Drop, Form, State, Weights, pads
 
 ABOUT = "backward through time written out, any device: the reference's numbers with less memory"
 
-BLOCK_BYTES = 32 * 2**20  # of what the steps of a block make: gates, and φ(c')
+BLOCK_BYTES = 128 * 2**20  # of what the steps of a block make: gates, and φ(c')
 BLOCK_BYTES_CPU = 1 * 2**20  # a block that leaves the cache costs more than it saves
 KEPT_BYTES = 256 * 2**20  # of the same, kept for the backward
 SMALL = 2**13  # elements of a state; below, on a CPU, calls cost more than they save
@@ -40,6 +40,7 @@ _ARGUMENTS = """Tensor x, Tensor h, Tensor c, Tensor? ih, Tensor hh, Tensor? ch,
     str activation, str recurrent_activation"""
 _DIFFERENTIABLE = ("x", "h", "c", "ih", "hh", "ch", "bias")  # the first arguments
 _TENSORS = 10  # up to drop_h
+ARGUMENTS = _ARGUMENTS.count(",") + 1  # of an operator, the last ones
 
 
 def unavailable() -> None:
@@ -176,6 +177,18 @@ class Call:
     """The operators' arguments in their order, what follows from them, and the steps, in torch's operators."""
 
     maps_of_step = 5  # what the backward needs of a step: z of i, f, g, o, and φ(c')
+    takes_any_x = False  # whether frames may be of another precision than weights, as autocast would have them
+    asked: Callable[[], AbstractContextManager[Any]] = nullcontext  # around operators that no compiler calls
+
+    @classmethod
+    def of(cls, *arguments: Any) -> Call:
+        """The call that these arguments are computed with."""
+        return cls(*arguments)
+
+    @staticmethod
+    def run(compute: Callable[..., Any], *arguments: Any) -> Any:
+        """What an operator does."""
+        return compute(*arguments)
 
     def __init__(self, *arguments: Any) -> None:
         self.x: Tensor  # (B, T, C, *frame)
@@ -243,6 +256,10 @@ class Call:
         batch, hidden, *size = self.h.shape
         return self.hh.new_empty((batch, self.steps, hidden, *size))
 
+    def state(self, dtype: torch.dtype) -> Tensor:
+        """Memory for a state that is given back, (B, F, *S)."""
+        return self.hh.new_empty(self.h.shape, dtype=dtype)
+
     def frames(self, first: int, last: int) -> Tensor:
         """x of a block, (n, B, C, *frame)."""
         return self.x[:, first:last].transpose(0, 1)
@@ -252,6 +269,10 @@ class Call:
         bound = BLOCK_BYTES_CPU if self.x.device.type == "cpu" else BLOCK_BYTES
         n = max(1, bound // self.step_bytes)
         return ((start, min(start + n, last)) for start in range(first, last, n))
+
+    def copy(self, to: Tensor, maps: Tensor) -> None:
+        """to.copy_(maps), both (n, B, C, *frame)."""
+        to.copy_(maps)
 
     def used(self, t: int) -> Tensor | None:
         return None if self.mask is None else self.mask[:, t].view(-1, *(1,) * (self.dims + 1))
@@ -314,10 +335,34 @@ class Call:
         d_h: Tensor,
         d_c: Tensor,
         d_z: Tensor,
-        by_start: bool,
+        sums: dict[str, Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """d_h and d_c (B, F, *S) after a block → those before it. Writes d_z (n, B, 4F, *S), in the precision of weights."""
-        return _through_time(kept, first, last, d_y, d_h, d_c, d_z, by_start)
+        """d_h and d_c (B, F, *S) after a block → those before it. Writes d_z (n, B, 4F, *S), in the precision of weights.
+
+        What is made on the way for an argument is added to its sum.
+        """
+        return _through_time(kept, first, last, d_y, d_h, d_c, d_z, "h" in sums)
+
+    def add_of_block(self, kept: Kept, first: int, last: int, d_z: Tensor, sums: dict[str, Tensor]) -> None:
+        """Add what d_z (n, B, 4F, *S) of a block says of weights and frames."""
+        of_h, of_x = self.of_h, self.of_x
+        if "hh" in sums:
+            sums["hh"] += of_h.by_weight(d_z, of_h.see(kept.h(first, last)))
+        if of_x is not None:
+            x = self.frames(first, last)
+            seen = of_x.see(x) if "ih" in sums else of_x.memory(x)
+            if "ih" in sums:
+                sums["ih"] += of_x.by_weight(d_z, seen)
+            if "x" in sums:
+                self.copy(sums["x"][:, first:last].transpose(0, 1), of_x.by_input(d_z, seen))
+        self.add_of_gates(kept, first, last, d_z, sums)
+
+    def add_of_gates(self, kept: Kept, first: int, last: int, d_z: Tensor, sums: dict[str, Tensor]) -> None:
+        """Add what d_z (n, B, 4F, *S) of a block says of bias and peepholes."""
+        if "bias" in sums:
+            sums["bias"] += d_z.sum(self.all_but_channels, dtype=self.precise)
+        if "ch" in sums:
+            _add_peepholes(kept, first, last, d_z, sums["ch"])
 
 
 def _precise(*values: Tensor | None) -> torch.dtype:
@@ -380,11 +425,7 @@ def _forward(call: Call, cs: Tensor | None, kept: Tensor | None) -> tuple[Tensor
             now = None if from_x is None else from_x[t - first]
             c_after = call.step(t, now, h, c, z, y[:, t], None if cs is None else cs[t])
             h, c = y[:, t], c_after
-    return y, _copy(h), _copy(c)
-
-
-def _copy(value: Tensor) -> Tensor:
-    return value.new_empty(value.shape).copy_(value)
+    return y, call.state(h.dtype).copy_(h), call.state(call.precise).copy_(c)
 
 
 def _kept_memory(call: Call) -> tuple[Tensor, Tensor]:
@@ -502,32 +543,9 @@ def _add_peepholes(kept: Kept, first: int, last: int, d_z: Tensor, d_ch: Tensor)
         part += (d_gate * state).sum(axes)
 
 
-def _add_block(kept: Kept, first: int, last: int, d_z: Tensor, sums: dict[str, Tensor]) -> None:
-    """Add what d_z (n, B, 4F, *S) of a block says of weights and frames."""
-    call, of_h, of_x = kept.call, kept.call.of_h, kept.call.of_x
-    if "hh" in sums:
-        sums["hh"] += of_h.by_weight(d_z, of_h.see(kept.h(first, last)))
-    if of_x is not None:
-        x = call.frames(first, last)
-        seen = of_x.see(x) if "ih" in sums else of_x.memory(x)
-        if "ih" in sums:
-            sums["ih"] += of_x.by_weight(d_z, seen)
-        if "x" in sums:
-            sums["x"][:, first:last] = of_x.by_input(d_z, seen).transpose(0, 1)
-    if "bias" in sums:
-        sums["bias"] += d_z.sum(call.all_but_channels, dtype=call.precise)
-    if "ch" in sums:
-        _add_peepholes(kept, first, last, d_z, sums["ch"])
-
-
 def _needed(call: Call, by: Sequence[bool]) -> dict[str, Tensor]:
     """The arguments whose gradients are needed."""
     return {name: value for needed, (name, value) in zip(by, call.differentiable.items()) if needed}
-
-
-def _sum_dtype(call: Call, name: str) -> torch.dtype:
-    """Gradients of weights are summed over blocks."""
-    return call.x.dtype if name == "x" else call.precise
 
 
 def _gradients(
@@ -536,7 +554,10 @@ def _gradients(
     """Gradients of those of the first arguments that `by` names."""
     call = kept.call
     needed = _needed(call, by)
-    sums = {name: torch.zeros_like(value, dtype=_sum_dtype(call, name)) for name, value in needed.items()}
+    sums = {
+        name: torch.empty_like(value) if name == "x" else torch.zeros_like(value, dtype=call.precise)
+        for name, value in needed.items()
+    }
     d_h = torch.zeros_like(call.h) if d_h is None else d_h
     d_c = torch.zeros_like(kept.cs[0]) if d_c is None else d_c
     blocks = kept.blocks()
@@ -544,8 +565,8 @@ def _gradients(
     memory = call.maps(longest, 4, call.hh.dtype)
     for first, last in blocks:
         d_z = memory[: last - first]
-        d_h, d_c = call.back(kept, first, last, d_y, d_h, d_c, d_z, "h" in sums)
-        _add_block(kept, first, last, d_z, sums)
+        d_h, d_c = call.back(kept, first, last, d_y, d_h, d_c, d_z, sums)
+        call.add_of_block(kept, first, last, d_z, sums)
     for name, value in (("h", d_h), ("c", d_c)):
         if name in sums:
             sums[name].copy_(value)
@@ -565,7 +586,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 @contextmanager
 def _called(kind: type[Call], arguments: Sequence[Any]) -> Iterator[Call]:
-    call = kind(*arguments)
+    call = kind.of(*arguments)
     with torch.autocast(call.x.device.type, enabled=False), call.device():
         yield call
 
@@ -589,7 +610,7 @@ def _backward(kind: type[Call], *arguments: Any) -> list[Tensor]:
 
 def _fake_infer(kind: type[Call], *arguments: Any) -> tuple[Tensor, ...]:
     call = kind(*arguments)
-    return call.outputs(), call.hh.new_empty(call.h.shape), call.hh.new_empty(call.h.shape, dtype=call.precise)
+    return call.outputs(), call.state(call.hh.dtype), call.state(call.precise)
 
 
 def _fake_train(kind: type[Call], *arguments: Any) -> tuple[Tensor, ...]:
@@ -601,8 +622,15 @@ def _fake_backward(kind: type[Call], *arguments: Any) -> list[Tensor]:
     return [torch.empty_like(value) for value in _needed(call, by).values()]
 
 
+def _ask(kind: type[Call], called: Callable[..., Any], *arguments: Any) -> Any:
+    if torch.compiler.is_compiling():
+        return called(*arguments)
+    with kind.asked():
+        return called(*arguments)
+
+
 def _differentiate(
-    name: str, ctx: Any, d_y: Tensor | None, d_h: Tensor | None, d_c: Tensor | None, *_: None
+    name: str, kind: type[Call], ctx: Any, d_y: Tensor | None, d_h: Tensor | None, d_c: Tensor | None, *_: None
 ) -> tuple[Any, ...]:
     *tensors, y, cs, kept = ctx.saved_tensors
     arguments = (*tensors, *ctx.others)
@@ -612,7 +640,8 @@ def _differentiate(
     if torch.is_grad_enabled():  # create_graph=True
         call = Call(*arguments)
         return (*reference.gradients(tensors[: len(by)], call.form, call.mask, call.drop, (d_y, d_h, d_c), by), *rest)
-    values = iter(getattr(torch.ops.stormcell, f"{name}_backward")(d_y, d_h, d_c, y, cs, kept, by, *arguments))
+    backward = getattr(torch.ops.stormcell, f"{name}_backward")
+    values = iter(_ask(kind, backward, d_y, d_h, d_c, y, cs, kept, by, *arguments))
     return (*(next(values) if needed else None for needed in by), *rest)
 
 
@@ -620,21 +649,21 @@ def compute_with(name: str, kind: type[Call]) -> Callable[..., tuple[Tensor, Sta
     """Make the operators NAME_infer, NAME_train and NAME_backward, whose steps are those of `kind` → a `sequence`."""
     operator(
         f"{name}_infer",
-        partial(_infer, kind),
+        partial(kind.run, partial(_infer, kind)),
         f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
         fake=partial(_fake_infer, kind),
     )
     operator(
         f"{name}_train",
-        partial(_train, kind),
+        partial(kind.run, partial(_train, kind)),
         f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
         fake=partial(_fake_train, kind),
-        backward=partial(_differentiate, name),
+        backward=partial(_differentiate, name, kind),
         keep=_keep,
     )
     operator(
         f"{name}_backward",
-        partial(_backward, kind),
+        partial(kind.run, partial(_backward, kind)),
         "(Tensor? d_y, Tensor? d_h_last, Tensor? d_c_last, Tensor y, Tensor cs, Tensor kept, bool[] by, "
         f"{_ARGUMENTS}) -> Tensor[]",
         fake=partial(_fake_backward, kind),
@@ -646,8 +675,12 @@ def compute_with(name: str, kind: type[Call]) -> Callable[..., tuple[Tensor, Sta
     ) -> tuple[Tensor, State]:
         h, c = state
         ih, hh = w.ih, w.hh
-        if autocasts(x.device.type):
-            x, h, ih, hh = (_autocast(value) for value in (x, h, ih, hh))
+        casts = autocasts(x.device.type)
+        if casts:
+            x = x if kind.takes_any_x else _autocast(x)
+            h, ih, hh = (_autocast(value) for value in (h, ih, hh))
+        if ih is not None and x.dtype != ih.dtype and (x.dtype == torch.float64 or not casts):
+            raise RuntimeError(f"frames are {_name(x)} and weights {_name(ih)}: they should be the same")
         drop = Drop() if drop is None else drop
         padding, zeros = (form.padding, ()) if isinstance(form.padding, str) else ("zeros", form.padding)
         arguments = (
@@ -655,12 +688,16 @@ def compute_with(name: str, kind: type[Call]) -> Callable[..., tuple[Tensor, Sta
             *(form.stride, padding, zeros, form.dilation, name_of(form.activation), name_of(form.recurrent_activation)),
         )
         if torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in arguments[:7]):
-            y, h, c, _, _ = trains(*arguments)
+            y, h, c, _, _ = _ask(kind, trains, *arguments)
         else:
-            y, h, c = infers(*arguments)
+            y, h, c = _ask(kind, infers, *arguments)
         return y, (h, c)
 
     return sequence
+
+
+def _name(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
 
 
 def _autocast(value: Any) -> Any:

@@ -226,6 +226,7 @@ def gradients(
         return [None] * len(by)
     views = [None if value is None else value.view_as(value) for value in tensors]  # one may depend on another
     x, h, c, *weights = views
+    x = x.to(weights[1].dtype)  # type: ignore[union-attr]  # frames may have been left as they were by autocast
     y, state = sequence(x, (h, c), Weights(*weights), form, mask, drop)  # type: ignore[arg-type]
     pairs = [(value, d_value) for value, d_value in zip((y, *state), d_outputs) if d_value is not None]
     made = iter(

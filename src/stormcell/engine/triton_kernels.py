@@ -1,8 +1,13 @@
 """The kernels of the Triton engine, and their launchers. Imports triton, so that triton.py imports it when it computes.
 
-All tensors are matrices without gaps. A row is a pixel of a sample, r = b·P + p, a column a channel: maps of any number of
-dimensions in channels-last order. A program computes a tile of rows and columns with all four gates of these channels, so
-that the state is updated where its pre-activations are made. Arithmetic is in float32 whatever the tensors are.
+Tensors are matrices without gaps, where nothing else is said. A row is a pixel of a sample, r = b·P + p, a column a channel:
+maps of any number of dimensions in channels-last order. A program computes a tile of rows and columns with all four gates of
+these channels, so that the state is updated where its pre-activations are made. Arithmetic is in float32 whatever the tensors
+are.
+
+The recurrent convolution in a kernel is a product of matrices, summed over taps and blocks of channels: what the rows of a
+tile see through a tap, times the weights of that tap. These lie as `Cell.taps` makes them, with zeros up to whole tiles, the
+four gates of a channel side by side, so that one product makes them all.
 
     B, P    samples, pixels of a map; F hidden channels; K taps of the recurrent kernel
     z       pre-activations of i, f, g, o, without bias and peepholes   (B·P, 4F), in the precision of weights
@@ -17,12 +22,16 @@ that the state is updated where its pre-activations are made. Arithmetic is in f
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn.functional import pad
 
 # --- activations, and their slopes from z and a; by the names of activations.py ---
 
@@ -91,39 +100,64 @@ def _read(matrix, at, there):
 
 
 @triton.jit
-def _seen(
-    matrix,
-    width,
-    rows,
+def _convolved(
+    h,
+    taps,
     row_count,
-    k,
-    tap,
-    SIGN: tl.constexpr,
     P,
     Y,
     X,
+    F,
+    F_K,  # columns of taps
     KZ: tl.constexpr,
     KY: tl.constexpr,
     KX: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+    EVEN: tl.constexpr,  # whether F_K is F
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    INNER: tl.constexpr,
 ):
-    """Columns k (1, n) of what rows see through a tap; through the kernel's mirror image if SIGN is -1. Zeros outside."""
-    p = (rows % P).to(tl.int32)
-    dz = SIGN * (
-        tap // (KY * KX) - (KZ - 1) // 2
-    )  # "same": with an even kernel the larger part of the zeros comes after
-    dy = SIGN * (tap // KX % KY - (KY - 1) // 2)
-    dx = SIGN * (tap % KX - (KX - 1) // 2)
-    pz, py, px = p // (Y * X) + dz, p // X % Y + dy, p % X + dx
-    inside = (pz >= 0) & (pz * Y * X < P) & (py >= 0) & (py < Y) & (px >= 0) & (px < X)
-    at = (rows + (dz * Y + dy) * X + dx) * width + k
-    return tl.load(matrix + at, mask=inside & (rows < row_count) & (k < width), other=0.0)
+    """What the tile's rows see of h, zeros outside of a map, times taps: (ROWS, 4 · COLUMNS)."""
+    TAPS: tl.constexpr = KZ * KY * KX
+    start = tl.program_id(0).to(tl.int64) * ROWS
+    row = tl.arange(0, ROWS)
+    p = ((start % P).to(tl.int32) + row) % P
+    pz, py, px = p // (Y * X), p // X % Y, p % X
+    there = row < row_count - start
+    k = tl.arange(0, INNER)
+    own = h + start * F + (row * F)[:, None] + k[None, :]
+    column = tl.program_id(1) * 4 * COLUMNS + tl.arange(0, 4 * COLUMNS)
+    weights = taps + (column * (TAPS * F_K))[:, None] + k[None, :]
+    z = tl.zeros((ROWS, 4 * COLUMNS), tl.float32)
+    for n in range(TAPS * (F_K // INNER)):
+        tap, first = n % TAPS, n // TAPS * INNER
+        dz = tap // (KY * KX) - (KZ - 1) // 2  # "same": an even kernel has the larger part of the zeros after
+        dy = tap // KX % KY - (KY - 1) // 2
+        dx = tap % KX - (KX - 1) // 2
+        inside = there & (py + dy >= 0) & (py + dy < Y) & (px + dx >= 0) & (px + dx < X)
+        if KZ > 1:
+            inside = inside & (pz + dz >= 0) & ((pz + dz) * (Y * X) < P)
+        seen = inside[:, None]
+        if not EVEN:
+            seen = seen & (k + first < F)[None, :]
+        a = tl.load(own + (((dz * Y + dy) * X + dx) * F + first), mask=seen, other=0.0)
+        b = tl.load(weights + (tap * F_K + first))
+        if WIDEN:
+            a, b = a.to(tl.float32), b.to(tl.float32)
+        z = tl.dot(a, tl.trans(b), z, input_precision=PRECISION)
+    return z
 
 
 @triton.jit
-def _product(a, b, added, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
-    if WIDEN:
-        a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, added, input_precision=PRECISION)
+def _gates(z, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """i, f, g, o (ROWS, COLUMNS) of what the rows of `taps` make."""
+    z = tl.permute(tl.reshape(z, (ROWS, COLUMNS // 4, 2, 4, 2)), (0, 1, 3, 2, 4))
+    i_g, f_o = tl.split(tl.reshape(z, (ROWS, COLUMNS, 2, 2)))
+    z_i, z_g = tl.split(i_g)
+    z_f, z_o = tl.split(f_o)
+    return z_i, z_f, z_g, z_o
 
 
 @triton.jit
@@ -167,7 +201,7 @@ def _peepholes(w_c, c, rows, columns, there, P, F, BY_PIXEL: tl.constexpr):
 def _step_kernel(
     from_x,  # (B·P, 4F), or None
     from_h,  # (B·P, 4F), or None: then it is computed here
-    taps,  # (K, F, 4F), for that
+    taps,  # for that
     bias,  # (4F,), or None
     w_c,  # or None
     used,  # or None
@@ -175,12 +209,15 @@ def _step_kernel(
     c,
     z_after,  # what the backward needs, or None
     h_after,
+    h_again,  # or None: another place for it, its rows h_again_width apart
     c_after,
+    h_again_width,
     row_count,
     P,
     Y,
     X,
     F,
+    F_K,
     KZ: tl.constexpr,
     KY: tl.constexpr,
     KX: tl.constexpr,
@@ -189,6 +226,7 @@ def _step_kernel(
     RHO: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
+    EVEN: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     INNER: tl.constexpr,
@@ -196,27 +234,14 @@ def _step_kernel(
     rows, columns, there = _places(row_count, F, ROWS, COLUMNS)
     at, at_z = rows * F + columns, rows * 4 * F + columns
 
-    z_i = tl.zeros((ROWS, COLUMNS), tl.float32)
-    z_f = tl.zeros((ROWS, COLUMNS), tl.float32)
-    z_g = tl.zeros((ROWS, COLUMNS), tl.float32)
-    z_o = tl.zeros((ROWS, COLUMNS), tl.float32)
     if from_h is None:
-        blocks = tl.cdiv(F, INNER)
-        for n in range(KZ * KY * KX * blocks):
-            tap, first = n // blocks, n % blocks * INNER
-            seen = _seen(h, F, rows, row_count, first + tl.arange(0, INNER)[None, :], tap, 1, P, Y, X, KZ, KY, KX)
-            k = first + tl.arange(0, INNER)[:, None]
-            w = taps + (tap * F + k) * 4 * F + columns
-            known = (k < F) & (columns < F)
-            z_i = _product(seen, tl.load(w, mask=known, other=0.0), z_i, PRECISION, WIDEN)
-            z_f = _product(seen, tl.load(w + F, mask=known, other=0.0), z_f, PRECISION, WIDEN)
-            z_g = _product(seen, tl.load(w + 2 * F, mask=known, other=0.0), z_g, PRECISION, WIDEN)
-            z_o = _product(seen, tl.load(w + 3 * F, mask=known, other=0.0), z_o, PRECISION, WIDEN)
+        z = _convolved(h, taps, row_count, P, Y, X, F, F_K, KZ, KY, KX, PRECISION, WIDEN, EVEN, ROWS, COLUMNS, INNER)
+        z_i, z_f, z_g, z_o = _gates(z, ROWS, COLUMNS)
     else:
-        z_i += _read(from_h, at_z, there)
-        z_f += _read(from_h, at_z + F, there)
-        z_g += _read(from_h, at_z + 2 * F, there)
-        z_o += _read(from_h, at_z + 3 * F, there)
+        z_i = _read(from_h, at_z, there)
+        z_f = _read(from_h, at_z + F, there)
+        z_g = _read(from_h, at_z + 2 * F, there)
+        z_o = _read(from_h, at_z + 3 * F, there)
     if from_x is not None:
         z_i += _read(from_x, at_z, there)
         z_f += _read(from_x, at_z + F, there)
@@ -242,9 +267,20 @@ def _step_kernel(
         shown = tl.where(now, shown, _read(h, at, there))
     tl.store(c_after + at, after, mask=there)
     tl.store(h_after + at, shown.to(narrow), mask=there)
+    if h_again is not None:
+        tl.store(h_again + rows * h_again_width + columns, shown.to(narrow), mask=there)
 
 
 # --- and back ---
+
+
+@triton.jit
+def _add_to_sums(sums, values, COLUMNS: tl.constexpr, F):
+    """The sums over a tile's rows, to those of the steps before: no other program has this place."""
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    at = sums + tl.program_id(0) * 3 * F + columns
+    there = columns < F
+    tl.store(at, tl.load(at, mask=there, other=0.0) + tl.sum(values, 0), mask=there)
 
 
 @triton.jit
@@ -255,48 +291,28 @@ def _back_kernel(
     used,  # or None
     c,
     d_y,  # (B·P, F) each: what the step's output, or None,
-    d_h,  # the next step, or None: then it is computed here,
+    d_h,  # the next step, its rows d_h_width apart,
     d_held,  # and the steps that the mask left out, or None, say of h'
     d_c_after,
-    d_z_next,  # of the next step,
-    taps,  # and (K, 4F, F), for d_h
     d_z,
     d_c,
     d_held_before,  # what the mask hands on to h, where there is one
+    sums,  # of what a channel's peepholes get: (tiles of rows, 3F), added to; or None
+    d_h_width,
     row_count,
     P,
-    Y,
-    X,
     F,
-    KZ: tl.constexpr,
-    KY: tl.constexpr,
-    KX: tl.constexpr,
     BY_PIXEL: tl.constexpr,
     PHI: tl.constexpr,
     RHO: tl.constexpr,
-    PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    INNER: tl.constexpr,
 ):
     """c' = ρ(i) φ(g) + ρ(f) c, h' = ρ(o) φ(c'); the gates are made anew from z and c."""
     rows, columns, there = _places(row_count, F, ROWS, COLUMNS)
     at, at_z = rows * F + columns, rows * 4 * F + columns
 
-    d_shown = tl.zeros((ROWS, COLUMNS), tl.float32)
-    if d_h is None:
-        blocks = tl.cdiv(4 * F, INNER)
-        for n in range(KZ * KY * KX * blocks):
-            tap, first = n // blocks, n % blocks * INNER
-            seen = _seen(
-                d_z_next, 4 * F, rows, row_count, first + tl.arange(0, INNER)[None, :], tap, -1, P, Y, X, KZ, KY, KX
-            )
-            k = first + tl.arange(0, INNER)[:, None]
-            w = tl.load(taps + (tap * 4 * F + k) * F + columns, mask=(k < 4 * F) & (columns < F), other=0.0)
-            d_shown = _product(seen, w, d_shown, PRECISION, WIDEN)
-    else:
-        d_shown += _read(d_h, at, there)
+    d_shown = _read(d_h, rows * d_h_width + columns, there)
     if d_held is not None:
         d_shown += _read(d_held, at, there)
     if d_y is not None:
@@ -331,15 +347,74 @@ def _back_kernel(
     tl.store(d_z + at_z + 2 * F, d_g.to(narrow), mask=there)
     tl.store(d_z + at_z + 3 * F, d_o.to(narrow), mask=there)
     tl.store(d_c + at, d_before, mask=there)
+    if sums is not None:
+        _add_to_sums(sums, tl.where(there, d_i * before, 0.0), COLUMNS, F)
+        _add_to_sums(sums + F, tl.where(there, d_f * before, 0.0), COLUMNS, F)
+        _add_to_sums(sums + 2 * F, tl.where(there, d_o * after, 0.0), COLUMNS, F)
+
+
+# --- what is no step ---
+
+
+@triton.jit
+def _sum_kernel(values, sums, row_count, width, TILES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """(row_count, width) → (programs, width): sums over the rows of so many tiles, one after the other."""
+    columns = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for n in range(TILES):
+        rows = ((tl.program_id(0).to(tl.int64) * TILES + n) * ROWS + tl.arange(0, ROWS))[:, None]
+        total += _read(values, rows * width + columns, (rows < row_count) & (columns < width))
+    at = sums + tl.program_id(0) * width + columns
+    tl.store(at, tl.sum(total, 0)[None, :], mask=columns < width)
+
+
+@triton.jit
+def _copy_kernel(
+    to,
+    source,
+    samples,
+    height,
+    width,
+    to_m,
+    to_n,
+    to_i,
+    to_j,
+    from_m,
+    from_n,
+    from_i,
+    from_j,
+    TILE: tl.constexpr,
+):
+    """(M, samples, height, width) each, by strides: read and written in long pieces whichever axis has no gaps."""
+    down, across = tl.cdiv(height, TILE), tl.cdiv(width, TILE)
+    program = tl.program_id(0).to(tl.int64)
+    mn, i, j = program // (down * across), program // across % down, program % across
+    m, n = mn // samples, mn % samples
+    i = (i * TILE + tl.arange(0, TILE))[:, None]
+    j = (j * TILE + tl.arange(0, TILE))[None, :]
+    there = (i < height) & (j < width)
+    values = tl.load(source + m * from_m + n * from_n + i * from_i + j * from_j, mask=there)
+    tl.store(to + m * to_m + n * to_n + i * to_i + j * to_j, values.to(to.dtype.element_ty), mask=there)
 
 
 # --- launchers ---
 
 INTERPRETED = not isinstance(_step_kernel, triton.JITFunction)  # it takes bfloat16 for integers in products (3.9)
-TILES = 128  # of a fused step at least, if need be small ones: so many multiprocessors a large GPU has
+SUMMED = (16, 32, 128)  # tiles of a program that sums, and their rows and columns
+COPIED = 64  # rows and columns of a tile that is copied
 
 
-class Cell(NamedTuple):
+class Tile(NamedTuple):
+    """What a program computes, and how."""
+
+    rows: int
+    columns: int  # channels, with four gates each
+    warps: int
+    stages: int = 1  # blocks of factors that are under way
+
+
+@dataclass
+class Cell:
     """What all steps of a call have in common."""
 
     batch: int
@@ -348,45 +423,68 @@ class Cell(NamedTuple):
     kernel: tuple[int, ...]  # of the recurrent convolution
     activation: str
     recurrent_activation: str
+    dtype: torch.dtype  # of the weights
     precision: str  # of products of float32: "tf32" or "ieee"
     bias: Tensor | None
     w_c: Tensor | None
 
-    @property
+    @cached_property
     def rows(self) -> int:
         return self.batch * prod(self.size)
 
-    def shared(self) -> dict[str, Any]:
-        y, x = (1, *self.size)[-2:]
-        kz, ky, kx = (1, 1, *self.kernel)[-3:]
-        return {
-            "bias": self.bias,
-            "w_c": self.w_c,
-            "row_count": self.rows,
-            "P": prod(self.size),
-            "Y": y,
-            "X": x,
-            "F": self.hidden,
-            "KZ": kz,
-            "KY": ky,
-            "KX": kx,
-            "BY_PIXEL": self.w_c is not None and self.w_c.ndim == 2,
-            "PHI": self.activation,
-            "RHO": self.recurrent_activation,
-            "PRECISION": self.precision,
-            "WIDEN": INTERPRETED,
-        }
+    @cached_property
+    def tile(self) -> Tile:
+        """Of gates alone."""
+        columns = min(64, max(16, triton.next_power_of_2(self.hidden)))
+        return Tile(1024 // columns, columns, 4)
 
+    @cached_property
+    def fused_tile(self) -> Tile:
+        """Of a convolution and gates."""
+        return Tile(64, 16, 4, 4)
 
-def _launch(kernel: Any, cell: Cell, *, fused: bool, **given: Tensor | None) -> None:
-    columns = min(64, max(16, triton.next_power_of_2(cell.hidden)))
-    rows = 1024 // columns
-    if fused:  # products take tiles of 16 at least
-        columns = min(columns, 32)
-        rows = 64 if triton.cdiv(cell.rows, 64) * triton.cdiv(cell.hidden, columns) >= TILES else 16
-    grid = (triton.cdiv(cell.rows, rows), triton.cdiv(cell.hidden, columns))
-    if cell.rows:
-        kernel[grid](**given, **cell.shared(), ROWS=rows, COLUMNS=columns, INNER=32, num_warps=4, enable_fp_fusion=True)
+    @cached_property
+    def inner(self) -> int:
+        """Columns of h that a convolution reads at a time: 128 bytes of a row."""
+        return min(128 // self.dtype.itemsize, max(16, triton.next_power_of_2(self.hidden)))
+
+    @cached_property
+    def sums(self) -> Tensor | None:
+        """Zeros, to which the way back adds what a channel's peepholes get, a row for each tile of rows."""
+        if self.w_c is None or self.w_c.ndim > 1:
+            return None
+        return self.w_c.new_zeros((triton.cdiv(self.rows, self.tile.rows), 3 * self.hidden), dtype=torch.float32)
+
+    def taps(self, weight: Tensor) -> Tensor:
+        """Weights (4F, F, *k) → (4F, K, F): the gates of a channel together, as `_gates` wants them, up to whole tiles."""
+        by_gate = weight.flatten(2).unflatten(0, (4, self.hidden)).transpose(2, 3)
+        spare, spare_k = -self.hidden % self.fused_tile.columns, -self.hidden % self.inner
+        if spare or spare_k:
+            by_gate = pad(by_gate, (0, spare_k, 0, 0, 0, spare))
+        halves = by_gate.unflatten(1, (-1, 4)).unflatten(0, (2, 2))  # (2, 2, F/4, 4, K, F)
+        return halves.permute(2, 0, 3, 1, 4, 5).flatten(0, 3).contiguous()
+
+    def launch(self, kernel: Any, tile: Tile, **given: Any) -> None:
+        """With what both kernels want."""
+        if not self.rows:
+            return
+        grid = (triton.cdiv(self.rows, tile.rows), triton.cdiv(self.hidden, tile.columns))
+        kernel[grid](
+            bias=self.bias,
+            w_c=self.w_c,
+            row_count=self.rows,
+            P=prod(self.size),
+            F=self.hidden,
+            BY_PIXEL=self.w_c is not None and self.w_c.ndim == 2,
+            PHI=self.activation,
+            RHO=self.recurrent_activation,
+            ROWS=tile.rows,
+            COLUMNS=tile.columns,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+            enable_fp_fusion=True,
+            **given,
+        )
 
 
 def step(
@@ -400,13 +498,18 @@ def step(
     c: Tensor,
     z: Tensor | None,
     h_after: Tensor,
+    h_again: Tensor | None = None,
     c_after: Tensor,
 ) -> None:
-    """Write h_after, c_after, and z where the backward will need it. Of from_h and taps one is given; h_after must not be h."""
-    _launch(
+    """Write h_after, c_after, and z where the backward will need it. Of from_h and taps one is given; h_after must not be h.
+
+    h_again (B·P, F), if given, is written as h_after is; its rows may lie apart.
+    """
+    y, x = (1, *cell.size)[-2:]
+    kz, ky, kx = (1, 1, *cell.kernel)[-3:]
+    cell.launch(
         _step_kernel,
-        cell,
-        fused=from_h is None,
+        cell.fused_tile if from_h is None else cell.tile,
         from_x=from_x,
         from_h=from_h,
         taps=taps,
@@ -415,7 +518,19 @@ def step(
         c=c,
         z_after=z,
         h_after=h_after,
+        h_again=h_again,
         c_after=c_after,
+        h_again_width=0 if h_again is None else h_again.stride(0),
+        Y=y,
+        X=x,
+        F_K=cell.hidden + -cell.hidden % cell.inner,
+        KZ=kz,
+        KY=ky,
+        KX=kx,
+        PRECISION=cell.precision,
+        WIDEN=INTERPRETED,
+        EVEN=cell.hidden % cell.inner == 0,
+        INNER=cell.inner,
     )
 
 
@@ -426,20 +541,17 @@ def back(
     used: Tensor | None,
     c: Tensor,
     d_y: Tensor | None,
-    d_h: Tensor | None,
+    d_h: Tensor,
     d_held: Tensor | None,
     d_c_after: Tensor,
-    d_z_next: Tensor | None,
-    taps: Tensor | None,
     d_z: Tensor,
     d_c: Tensor,
     d_held_before: Tensor | None,
 ) -> None:
-    """Write d_z, d_c, and d_held_before under a mask. Either d_h is given, or d_z_next and taps."""
-    _launch(
+    """Write d_z, d_c, and d_held_before under a mask; add to `cell.sums`. The rows of d_h (B·P, F) may lie apart."""
+    cell.launch(
         _back_kernel,
-        cell,
-        fused=d_h is None,
+        cell.tile,
         z=z,
         used=used,
         c=c,
@@ -447,9 +559,32 @@ def back(
         d_h=d_h,
         d_held=d_held,
         d_c_after=d_c_after,
-        d_z_next=d_z_next,
-        taps=taps,
         d_z=d_z,
         d_c=d_c,
         d_held_before=d_held_before,
+        sums=cell.sums,
+        d_h_width=d_h.stride(0),
     )
+
+
+def sum_of_rows(values: Tensor) -> Tensor:
+    """(R, N) → (N,) in float32. torch reads narrow columns at a quarter of the memory's speed."""
+    rows, width = values.shape
+    programs = triton.cdiv(rows, SUMMED[0] * SUMMED[1])
+    sums = values.new_empty((programs, width), dtype=torch.float32)
+    if programs:
+        tiles, tall, wide = SUMMED
+        grid = (programs, triton.cdiv(width, wide))
+        _sum_kernel[grid](
+            values, sums, rows, width, TILES=tiles, ROWS=tall, COLUMNS=wide, num_warps=8, enable_fp_fusion=True
+        )
+    return sums.sum(0)
+
+
+def copy(to: Tensor, source: Tensor) -> None:
+    """to.copy_(source), both (M, N, I, J): fast also where one has I together in memory, and the other J."""
+    m, n, i, j = to.shape
+    programs = m * n * triton.cdiv(i, COPIED) * triton.cdiv(j, COPIED)
+    if programs:
+        sizes = (n, i, j, *to.stride(), *source.stride())
+        _copy_kernel[programs,](to, source, *sizes, TILE=COPIED, num_warps=8, enable_fp_fusion=True)
