@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,26 @@ def test_a_training_from_a_store_is_resumed_as_it_would_have_gone_on(
     resumed = train(plan(runs, recipe), tmp_path / "m.safetensors", resume=True, progress=False)
     for name, weight in whole.network.state_dict().items():
         np.testing.assert_array_equal(weight, resumed.network.state_dict()[name])
+
+
+def test_runs_of_a_store_are_counted_while_they_are_read(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a year of frames it takes minutes; what is in memory has no need of it."""
+    store(raw, tmp_path / "s.zarr")
+    seen: list[int] = []
+
+    def counted(runs: Sequence[int]) -> Iterator[int]:
+        for run in runs:
+            seen.append(run)
+            yield run
+
+    plain = plan(runs_of([open_frames(tmp_path / "s.zarr")]), RECIPE, progress=counted)
+    assert not seen
+    monkeypatch.setattr("stormcell.data.windows.MEMORY_LIMIT", 0)
+    read = plan(runs_of([open_frames(tmp_path / "s.zarr")]), RECIPE, progress=counted)
+    assert seen == [*range(len(read.training.runs)), *range(len(read.validation.runs))]
+    assert len(plain.training.runs) == len(read.training.runs)
 
 
 def test_packed_files_leave_no_copies(tmp_path: Path) -> None:

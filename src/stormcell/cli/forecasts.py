@@ -145,6 +145,7 @@ def train(
         validation=runs_of_data(val or [], reading, coarsen),
         test=runs_of_data(test or [], reading, coarsen),
         test_from=aside_from,
+        progress=(lambda runs: track(runs, "reading")) if team.first else iter,
     )
     split = prepared.split
     for name, runs in (("training", split.train), ("validation", split.validation), ("set aside", split.test)):

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -99,9 +99,11 @@ def plan(
     validation: Sequence[xr.DataArray] = (),
     test: Sequence[xr.DataArray] = (),
     test_from: np.datetime64 | None = None,
+    progress: Callable[[Sequence[int]], Iterable[int]] = iter,
 ) -> Plan:
     """Split runs (frames without gaps) by time, fit the transform on the training part, draw the network.
 
+    `progress` wraps the list of runs of which frames are read, where they are not in memory, to show a bar.
     Raises InputError if units, time steps or grid spacings do not go together, or too few windows fit.
     """
     if recipe.past < 1 or recipe.future < 1:
@@ -138,7 +140,11 @@ def plan(
         forecaster.climatology = Climatology.of([*map(first_channel, [*split.train, *split.validation])])
     training = forecaster.windows(split.train, crop=recipe.crop, seed=recipe.seed)
     chosen = forecaster.windows(split.validation, crop=recipe.crop, seed=recipe.seed, fixed=_VALIDATION_SAMPLES)
-    frames = described(training, "training") + described(chosen, "validation")
+    frames = [
+        line
+        for part, role in ((training, "training"), (chosen, "validation"))
+        for line in described(part, role, progress=iter if part.in_memory else progress)
+    ]
     fixed = replace(recipe, minutes=None, epochs=None, device="auto")
     identity = json.dumps({"recipe": asdict(fixed), "frames": [f["digest"] for f in frames]}, sort_keys=True)
     frames += forecaster.card.get("frames", [])  # what a model was begun with, it has seen
@@ -240,10 +246,13 @@ def fitted_transform(runs: Sequence[xr.DataArray], training: Sequence[xr.DataArr
     return Transform.fit(first.attrs["units"], [values(run.isel(time=slice(None, None, every))) for run in training])
 
 
-def described(windows: Windows, role: str) -> list[dict[str, Any]]:
+def described(
+    windows: Windows, role: str, *, progress: Callable[[Sequence[int]], Iterable[int]] = iter
+) -> list[dict[str, Any]]:
     """What a model file says of the runs it was made with; `verify` leaves out what lies in their time and area."""
     found = []
-    for number, run in enumerate(windows.runs):
+    for number in progress(range(len(windows.runs))):
+        run = windows.runs[number]
         times = run.time.values
         seen = range(len(times)) if windows.in_memory else sorted({0, len(times) - 1})
         frames = (windows.stored(number, slice(k, k + 1)) for k in seen)
