@@ -1,7 +1,7 @@
 """Stormcell: `ConvLSTM2d` and `EncoderForecaster` with an engine by name, without peepholes, since no peer has them.
 
 A variant is an engine, or ENGINE+MODE: the module inside `torch.compile` in that mode. With "reduce-overhead", CUDA graphs, a
-stream's step is not compiled but recorded as it is: each call copies frame and state in, and output and state out.
+stream's step is not compiled but recorded as it is: each call copies a frame in and an output out, the graph holds the state.
 """
 
 from __future__ import annotations

@@ -95,13 +95,7 @@ class Recipe:
         )
         state = (draw(self.batch, self.hidden, *size), draw(self.batch, self.hidden, *size))
         if not self.contiguous:
-            w = w._replace(
-                **{
-                    name: _apart(value)
-                    for name, value in w._asdict().items()
-                    if value is not None and name in ("ch", "bias")
-                }
-            )
+            w = w._replace(ch=_apart(w.ch), bias=_apart(w.bias))
         mask = None if self.mask is None else torch.tensor(self.mask, dtype=torch.bool)
         rows = 4 if self.drop == "gate" else 1
 
@@ -119,9 +113,9 @@ class Recipe:
         return Call(x, state, w, form, mask, drop)
 
 
-def _apart(value: Tensor) -> Tensor:
+def _apart(value: Tensor | None) -> Tensor | None:
     """The same numbers with gaps between."""
-    return value.repeat_interleave(2, -1)[..., ::2]
+    return None if value is None else value.repeat_interleave(2, -1)[..., ::2]
 
 
 MASK = [[0, 1, 1, 0, 1], [0, 0, 0, 0, 0], [1, 1, 0, 0, 1]]  # the first step, a whole sample

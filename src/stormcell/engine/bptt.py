@@ -210,15 +210,19 @@ class Call:
         values = self.maps_of_step * math.prod(self.h.shape)
         self.step_bytes = torch.sym_max(values * self.step_dtype.itemsize, 1)  # a batch may be empty
 
+    def laid(self, weight: Tensor) -> Tensor:
+        """A convolution's weight in the memory order of maps."""
+        return weight
+
     @cached_property
     def of_x(self) -> _Convolution | None:
         if self.ih is None:
             return None
-        return _Convolution(self.ih, self.form, self.drop.inputs, tuple(self.x.shape[3:]))
+        return _Convolution(self.laid(self.ih), self.form, self.drop.inputs, tuple(self.x.shape[3:]))
 
     @cached_property
     def of_h(self) -> _Convolution:
-        return _Convolution(self.hh, self.form.same_size(), self.drop.recurrent, tuple(self.h.shape[2:]))
+        return _Convolution(self.laid(self.hh), self.form.same_size(), self.drop.recurrent, tuple(self.h.shape[2:]))
 
     @cached_property
     def peepholes(self) -> tuple[Tensor, ...] | None:

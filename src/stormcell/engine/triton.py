@@ -196,17 +196,8 @@ class Call(bptt.Call):
     def state(self, dtype: torch.dtype) -> Tensor:
         return self.maps(1, 1, dtype)[0]
 
-    @cached_property
-    def of_x(self) -> bptt._Convolution | None:
-        if self.ih is None:
-            return None
-        size = tuple(self.x.shape[3:])
-        return bptt._Convolution(self.channels_last(self.ih), self.form, self.drop.inputs, size)
-
-    @cached_property
-    def of_h(self) -> bptt._Convolution:
-        size = tuple(self.h.shape[2:])
-        return bptt._Convolution(self.channels_last(self.hh), self.form.same_size(), self.drop.recurrent, size)
+    def laid(self, weight: Tensor) -> Tensor:
+        return self.channels_last(weight)
 
     def device(self) -> AbstractContextManager[Any]:
         return torch.cuda.device_of(self.hh)  # nothing on a CPU
@@ -216,13 +207,9 @@ class Call(bptt.Call):
 
     @cached_property
     def cell(self) -> Any:
-        ch = (
-            None
-            if self.ch is None
-            else self.ch.contiguous()
-            if self.ch.ndim == 1
-            else self.rows(self.ch).flatten(0, -2)
-        )
+        ch = self.ch
+        if ch is not None:
+            ch = ch.contiguous() if ch.ndim == 1 else self.rows(ch).flatten(0, -2)
         return _kernels().Cell(
             batch=self.h.shape[0],
             hidden=self.h.shape[1],
@@ -260,19 +247,27 @@ class Call(bptt.Call):
         c_after: Tensor | None,
     ) -> Tensor:
         c_after = self.maps(1, 1, self.precise)[0] if c_after is None else c_after
+        from_h, z = self.convolved(t, h, z)
         _kernels().step(
             self.cell,
             from_x=None if from_x is None else self.rows(from_x),
-            from_h=None if self.fused else self.rows(self.of_h(h.unsqueeze(0))),
+            from_h=from_h,
             taps=self.taps,
             used=self.used(t),
             h=h,
             c=c,
             z=z,
             h_after=h_after,
+            h_again=self.hidden_now,
             c_after=c_after,
         )
         return c_after
+
+    hidden_now: Tensor | None = None  # another place where a step writes h'
+
+    def convolved(self, t: int, h: Tensor, z: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """What a step's kernel reads of the recurrent convolution, None if it convolves; and where it writes z, if it does."""
+        return None if self.fused else self.rows(self.of_h(h.unsqueeze(0))), z
 
     def again(self, kept: bptt.Kept, first: int, last: int) -> Tensor:
         from_x, from_h = self.of_inputs(first, last), self.of_h(kept.h(first, last))
@@ -336,9 +331,11 @@ class Call(bptt.Call):
 class Joint(Call):
     """A call whose steps convolve frame and hidden state together, as one tensor (B, C + F, *S)."""
 
+    fused = False  # whatever the size
+
     @cached_property
     def of_both(self) -> bptt._Convolution:
-        weight = torch.cat([self.channels_last(self.ih), self.channels_last(self.hh)], 1)
+        weight = torch.cat([self.laid(self.ih), self.laid(self.hh)], 1)
         return bptt._Convolution(weight, self.form.same_size(), None, tuple(self.h.shape[2:]))
 
     def both(self, steps: int) -> Tensor:
@@ -358,43 +355,20 @@ class Joint(Call):
         return self.both(1)
 
     @cached_property
-    def hidden_now(self) -> Tensor:
+    def hidden_now(self) -> Tensor:  # type: ignore[override]  # Call has none
         """The latter as a step writes it, (B·P, F)."""
         return self.matrix(self.hidden_of(self.now)[0])
 
     def of_inputs(self, first: int, last: int) -> Tensor | None:
         return None
 
-    def step(
-        self,
-        t: int,
-        from_x: Tensor | None,
-        h: Tensor,
-        c: Tensor,
-        z: Tensor | None,
-        h_after: Tensor,
-        c_after: Tensor | None,
-    ) -> Tensor:
-        c_after = self.maps(1, 1, self.precise)[0] if c_after is None else c_after
+    def convolved(self, t: int, h: Tensor, z: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         z = self.scratch if z is None else z
         self.copy(self.frames_of(self.now), self.x[:, t : t + 1].transpose(0, 1))
         if t == 0:
             self.copy(self.hidden_of(self.now), h.unsqueeze(0))  # later its step has written it there
         self.convolve(self.now, z)
-        _kernels().step(
-            self.cell,
-            from_x=None,
-            from_h=self.matrix(z),
-            taps=None,
-            used=self.used(t),
-            h=h,
-            c=c,
-            z=None,
-            h_after=h_after,
-            h_again=self.hidden_now,
-            c_after=c_after,
-        )
-        return c_after
+        return self.matrix(z), None
 
     def convolve(self, both: Tensor, z: Tensor) -> None:
         """Write the pre-activations z (B, 4F, *S) of a step."""
