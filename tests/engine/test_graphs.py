@@ -13,7 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from stormcell import ConvLSTM2d
-from stormcell.engine import graphs
+from stormcell.engine import bptt, graphs, triton
+from stormcell.engine.reference import Weights
+
+from .cases import CASES
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU that torch can use")
 
@@ -30,122 +33,221 @@ def no_graphs_of_others(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 # --- what is recorded, with a stand-in ---
 
 
-class StandIn:
-    """Replays by computing again, on memory of its own."""
+class Recorded(list[int]):
+    """Sizes of what was recorded, in a stand-in: a graph that computes on its own memory and writes over what it made before."""
 
-    def __init__(self, compute: graphs.Compute, arguments: Sequence[Any]) -> None:
-        self.compute, self.replays = compute, 0
-        self.bytes = sum(value.nbytes for value in (*arguments, *compute(*arguments)))
+    memory = 0  # that it takes besides
 
-    def __call__(self, arguments: Sequence[Any]) -> Sequence[Tensor]:
-        self.replays += 1
-        return self.compute(*arguments)
+    def capture(
+        self, room: graphs._Room, compute: graphs.Compute, arguments: Sequence[Any]
+    ) -> tuple[Callable[[], None], Sequence[Tensor]]:
+        made = compute(*arguments)
+        addresses = [value.data_ptr() for value in arguments if isinstance(value, Tensor)]
+        self.append(arguments[0].numel())
+        room.bytes += sum(value.nbytes for value in made) + self.memory
+
+        def replay() -> None:
+            assert addresses == [value.data_ptr() for value in arguments if isinstance(value, Tensor)]
+            with torch.no_grad():
+                for own, value in zip(made, compute(*arguments)):
+                    own.copy_(value)
+
+        return replay, made
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> graphs.Graphs:
-    monkeypatch.setattr(graphs, "_Graph", StandIn)
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    result = Recorded()
+    monkeypatch.setattr(graphs._Room, "capture", lambda *given: result.capture(*given))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: "this one")
     monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
     monkeypatch.setattr(graphs, "_is_recording", lambda: False)
-    monkeypatch.setattr(graphs, "_switches", tuple)
-    monkeypatch.setattr(graphs, "_most_bytes", lambda: 4000)
-    return graphs.Graphs()
+    monkeypatch.setattr(graphs, "_most_bytes", lambda: 64_000)
+    return result
 
 
 def double(value: Tensor) -> list[Tensor]:
     return [2 * value]
 
 
-def recorded(made: graphs.Graphs) -> list[Any]:
-    return [graph for graph in made.seen.values() if isinstance(graph, StandIn)]
+def call(size: int, times: int = 1, *, compute: graphs.Compute = double) -> None:
+    """Of 4 · size bytes in and out; `graphs.ALIGNED` for the former, at least."""
+    for _ in range(times):
+        value = torch.rand(size)
+        assert torch.equal(graphs.graphs.run(compute, [value])[0], 2 * value)
 
 
-def call(made: graphs.Graphs, size: int, times: int = 1, *, compute: graphs.Compute = double) -> None:
-    with graphs.allowed():
-        for _ in range(times):
-            value = torch.rand(size)
-            assert torch.equal(made.run(compute, [value])[0], 2 * value)
-
-
-def test_a_call_is_recorded_when_it_comes_again_and_again(made: graphs.Graphs) -> None:
-    call(made, 10, graphs.CALLS_BEFORE)
-    assert not recorded(made)
-    call(made, 10, 3)
-    assert [graph.replays for graph in recorded(made)] == [3]
-    call(made, 11, graphs.CALLS_BEFORE)
-    assert len(recorded(made)) == 1
-    made.clear()
-    assert made.bytes == 0
+def test_a_call_is_recorded_when_it_comes_again_and_again(recorded: Recorded) -> None:
+    call(10, graphs.CALLS_BEFORE)
+    assert recorded == []
+    call(10, 3)
+    assert recorded == [10]
+    call(11, graphs.CALLS_BEFORE)
+    assert recorded == [10]
+    graphs.graphs.clear()
+    assert graphs.graphs.bytes == 0
 
 
 def test_nothing_is_recorded_unasked_or_while_somebody_else_records(
-    made: graphs.Graphs, monkeypatch: pytest.MonkeyPatch
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for _ in range(5):
-        made.run(double, [torch.rand(10)])
     monkeypatch.setattr(graphs, "_is_recording", lambda: True)
-    call(made, 10, 5)
+    call(10, 5)
     monkeypatch.setattr(graphs, "_is_recording", lambda: False)
     monkeypatch.setenv(graphs.SWITCH, "0")
-    call(made, 10, 5)
-    assert not made.seen
+    call(10, 5)
+    assert recorded == []
+    assert not graphs.graphs.seen
 
 
-def test_memory_is_bounded_and_the_least_recently_used_goes(made: graphs.Graphs) -> None:
-    for size in (110, 111, 112, 113):
-        call(made, size, 5)
-        assert made.bytes <= 4000
-    call(made, 110)
-    call(made, 114, 5)
-    assert made.bytes <= 4000
-    assert sorted(graph.bytes // 8 for graph in recorded(made)) == [110, 112, 113, 114]
+@pytest.mark.parametrize("size", [2001, 20_000])
+def test_what_is_large_is_not_recorded(size: int, recorded: Recorded) -> None:
+    """A quarter of what there is, in what it is given and what it makes."""
+    call(10, 5)
+    call(size, 5)
+    call(1999, 5)
+    assert recorded == [10, 1999]
 
 
-@pytest.mark.parametrize("size", [126, 300])
-def test_what_is_large_is_not_recorded(size: int, made: graphs.Graphs) -> None:
-    """Even if it is only large in what it makes."""
-    call(made, 10, 5)
-    call(made, size, 5)
-    assert [graph.bytes for graph in recorded(made)] == [80]
+def test_graphs_share_memory_for_what_they_are_given(recorded: Recorded) -> None:
+    sizes = [1000, 100, 900, 200, 1000]
+    for number, size in enumerate(sizes):
+        call(size, 5, compute=lambda value, number=number: [2 * value])
+    assert recorded == sizes
+    assert graphs.graphs.bytes == 4096 + sum(4 * size for size in sizes)
+    for size in (100, 1000):
+        call(size, 5)
 
 
-def test_more_kinds_than_there_is_room_for_are_not_recorded_again_and_again(
-    made: graphs.Graphs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    count = 0
+def test_what_finds_no_room_waits_and_then_makes_some(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded.memory = 20_000
+    monkeypatch.setattr(graphs, "CALLS_AFTER", 10)
+    for size in (10, 11, 12):
+        call(size, 5)
+        assert graphs.graphs.bytes <= 64_000
+    assert recorded == [10, 11, 12]
+    call(13, 10)
+    assert recorded == [10, 11, 12]
+    call(13, 10)
+    assert recorded == [10, 11, 12, 13]
+    assert graphs.graphs.bytes < 30_000
+    for size in (12, 11, 10):
+        call(size)
+    assert recorded == [10, 11, 12, 13, 12, 11]  # and the first waits in its turn
 
-    class Counted(StandIn):
-        def __init__(self, *arguments: Any) -> None:
-            nonlocal count
-            count += 1
-            super().__init__(*arguments)
 
-    monkeypatch.setattr(graphs, "_Graph", Counted)
-    for _ in range(50):
-        for size in range(110, 116):
-            call(made, size)
-    assert count == 6
+def test_memory_is_bounded_whatever_a_recording_takes(recorded: Recorded) -> None:
+    call(10, 5)
+    recorded.memory = 70_000
+    call(11, 5)
+    assert graphs.graphs.bytes == 0
+    recorded.memory = 0
+    call(11, 5)
+    call(10)
+    assert recorded == [10, 11, 10]
 
 
-def test_what_cannot_be_recorded_is_computed(made: graphs.Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Fails(StandIn):
-        def __init__(self, *_: Any) -> None:
-            raise RuntimeError("operation not permitted when stream is capturing")
+def test_what_cannot_be_recorded_is_computed(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(graphs, "_Graph", Fails)
-    call(made, 10, graphs.CALLS_BEFORE)
+    monkeypatch.setattr(graphs._Room, "capture", fail)
+    call(10, graphs.CALLS_BEFORE)
     with pytest.warns(UserWarning, match="without a CUDA graph.*not permitted"):
-        call(made, 10)
-    call(made, 10, 3)
-    assert not recorded(made)
+        call(10)
+    call(10, 3)
+    assert recorded == []
 
 
-def test_the_number_of_kinds_is_bounded(made: graphs.Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_kinds_is_bounded(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs, "MOST_KINDS", 5)
     for size in range(1, 20):
-        call(made, size)
-    assert len(made.seen) == 5
+        call(size)
+    assert len(graphs.graphs.seen) == 5
+
+
+def weigh(x: Tensor, weight: Tensor) -> list[Tensor]:
+    return [x * weight]
+
+
+def test_parameters_are_read_where_they_are(recorded: Recorded) -> None:
+    first, second = (nn.Parameter(torch.rand(3)) for _ in range(2))
+    for number in range(12):
+        weight = first if number % 2 else second
+        with torch.no_grad():
+            weight.add_(1)
+            x = torch.rand(3)
+            assert torch.equal(graphs.graphs.run(weigh, [x, weight])[0], x * weight)
+    assert recorded == [3, 3]
+    first.data = torch.rand(3)  # elsewhere
+    for _ in range(5):
+        with torch.no_grad():
+            assert torch.equal(graphs.graphs.run(weigh, [x, first])[0], x * first)
+    assert recorded == [3, 3, 3]
+
+
+def test_other_weights_are_copied(recorded: Recorded) -> None:
+    for _ in range(5):
+        x, weight = torch.rand(2, 3)
+        assert torch.equal(graphs.graphs.run(weigh, [x, weight.clone()])[0], x * weight)
+    assert recorded == [3]
+
+
+interprets = pytest.mark.skipif(
+    triton.unavailable() is not None or torch.cuda.is_available(), reason="Triton's interpreter is not at hand"
+)
+
+
+class RecordedCall(triton.Call):
+    @staticmethod
+    def run(compute: Callable[..., Any], *arguments: Any) -> Any:
+        return graphs.graphs.run(compute, arguments, triton.FUSED_PRODUCTS, triton.JOINT_ROWS)
+
+
+replayed = bptt.compute_with("replayed", RecordedCall)
+
+
+@interprets
+@pytest.mark.parametrize(
+    ("name", "autocast", "joint"),
+    [
+        ("plain", False, False),
+        ("one step", True, False),
+        ("mask, peepholes", True, True),
+        ("no input", False, False),
+        ("gate dropout", True, False),
+        ("3D, odd kernels", False, True),
+    ],
+)
+def test_sequences_that_are_replayed_are_the_same(
+    name: str, autocast: bool, joint: bool, recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but what is recorded on a GPU. Frames, states and weights change from call to call."""
+    monkeypatch.setattr(graphs, "_most_bytes", lambda: 2**30)
+    if joint:
+        monkeypatch.setattr(triton, "JOINT_ROWS", 0)
+        monkeypatch.setattr(triton, "ALIGNED", 1)
+    case = CASES[name].make(torch.float32)
+    weights = Weights(*(None if value is None else nn.Parameter(value) for value in case.w))
+    for _ in range(graphs.CALLS_BEFORE + 2):
+        with torch.no_grad():
+            for value in weights:
+                if value is not None:
+                    value.mul_(1.1)
+        state = tuple(torch.rand_like(value) for value in case.state)
+        if name == "no input":  # nor a state of its own
+            state = (torch.zeros(()).expand(case.state[0].shape),) * 2
+        now = case._replace(x=torch.rand_like(case.x), state=state)
+        results = []
+        for sequence in (replayed, triton.sequence):
+            leaves = [now.x.clone().requires_grad_(), *(value for value in weights if value is not None)]
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                y, (h, c) = sequence(leaves[0], now.state, weights, now.form, now.mask, now.drop)
+            loss = y.float().square().sum() + (h.float() * c).sum()
+            results.append([y, h, c, *torch.autograd.grad(loss, leaves, allow_unused=True)])
+        for ours, expected in zip(*results):
+            assert (ours is None and expected is None) or torch.equal(ours, expected)
+    assert len(recorded) == 2  # forward and backward
 
 
 # --- real ones ---
@@ -250,6 +352,11 @@ def test_a_step_of_a_stream_is_recorded_with_its_state() -> None:
             frame.copy_(now)
             graph.replay()
             assert_close([y], [expected[:, t]])
+        state = None
+        for t, now in enumerate(frames):  # and it records itself where it comes again
+            y, state = model.step(now, state)
+            assert_close([y], [expected[:, t]])
+        assert count() == 1
 
 
 @on_gpu

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from . import reference
 from .activations import ACTIVATIONS, name_of
-from .case import Case, autocasts
+from .case import Case, autocast_of
 from .operators import operator
-from .reference import CONVOLUTIONS, Drop, Form, State, Weights, pads
+from .reference import CONVOLUTIONS, Drop, Form, State, Weights, narrowed, pads
 
 ABOUT = "backward through time written out, any device: the reference's numbers with less memory"
 
@@ -37,7 +37,7 @@ MANY_CHANNELS = 64  # unless it is the weights' gradients that cost, which are o
 
 _ARGUMENTS = """Tensor x, Tensor h, Tensor c, Tensor? ih, Tensor hh, Tensor? ch, Tensor? bias, Tensor? mask,
     Tensor? drop_x, Tensor? drop_h, int[] stride, str padding, int[] zeros, int[] dilation,
-    str activation, str recurrent_activation"""
+    str activation, str recurrent_activation, ScalarType? autocast"""
 _DIFFERENTIABLE = ("x", "h", "c", "ih", "hh", "ch", "bias")  # the first arguments
 _TENSORS = 10  # up to drop_h
 ARGUMENTS = _ARGUMENTS.count(",") + 1  # of an operator, the last ones
@@ -178,7 +178,6 @@ class Call:
 
     maps_of_step = 5  # what the backward needs of a step: z of i, f, g, o, and φ(c')
     takes_any_x = False  # whether frames may be of another precision than weights, as autocast would have them
-    asked: Callable[[], AbstractContextManager[Any]] = nullcontext  # around operators that no compiler calls
 
     @classmethod
     def of(cls, *arguments: Any) -> Call:
@@ -187,15 +186,17 @@ class Call:
 
     @staticmethod
     def run(compute: Callable[..., Any], *arguments: Any) -> Any:
-        """What an operator does."""
+        """compute(*arguments), of an operator that nobody watches."""
         return compute(*arguments)
 
     def __init__(self, *arguments: Any) -> None:
         self.x: Tensor  # (B, T, C, *frame)
         self.h: Tensor  # (B, F, *S), c likewise
         self.hh: Tensor  # (4F, F, *r); ih (4F, C, *k), ch (3F,) or (3F, *S), bias (4F,)
-        self.x, self.h, c, self.ih, self.hh, self.ch, self.bias, self.mask, drop_x, drop_h = arguments[:_TENSORS]
-        stride, padding, zeros, dilation, activation, recurrent_activation = arguments[_TENSORS:]
+        x, h, c, ih, hh, self.ch, self.bias, self.mask, drop_x, drop_h = arguments[:_TENSORS]
+        stride, padding, zeros, dilation, activation, recurrent_activation, narrow = arguments[_TENSORS:]
+        self.h, self.ih, self.hh = (narrowed(value, narrow) for value in (h, ih, hh))
+        self.x = x if self.takes_any_x else narrowed(x, narrow)
         self.dims, self.steps = self.h.ndim - 2, self.x.shape[1]
         self.names = activation, recurrent_activation
         self.phi, self.rho = _activation(activation), _activation(recurrent_activation)
@@ -626,15 +627,8 @@ def _fake_backward(kind: type[Call], *arguments: Any) -> list[Tensor]:
     return [torch.empty_like(value) for value in _needed(call, by).values()]
 
 
-def _ask(kind: type[Call], called: Callable[..., Any], *arguments: Any) -> Any:
-    if torch.compiler.is_compiling():
-        return called(*arguments)
-    with kind.asked():
-        return called(*arguments)
-
-
 def _differentiate(
-    name: str, kind: type[Call], ctx: Any, d_y: Tensor | None, d_h: Tensor | None, d_c: Tensor | None, *_: None
+    backward: Callable[..., Any], ctx: Any, d_y: Tensor | None, d_h: Tensor | None, d_c: Tensor | None, *_: None
 ) -> tuple[Any, ...]:
     *tensors, y, cs, kept = ctx.saved_tensors
     arguments = (*tensors, *ctx.others)
@@ -642,59 +636,56 @@ def _differentiate(
     by[0] = by[0] and arguments[3] is not None  # without a kernel for it, x has no say
     rest = (None,) * (len(arguments) - len(by))
     if torch.is_grad_enabled():  # create_graph=True
-        call = Call(*arguments)
-        return (*reference.gradients(tensors[: len(by)], call.form, call.mask, call.drop, (d_y, d_h, d_c), by), *rest)
-    backward = getattr(torch.ops.stormcell, f"{name}_backward")
-    values = iter(_ask(kind, backward, d_y, d_h, d_c, y, cs, kept, by, *arguments))
+        call, autocast = Call(*arguments), arguments[-1]
+        d_outputs = d_y, d_h, d_c
+        found = reference.gradients(tensors[: len(by)], call.form, call.mask, call.drop, d_outputs, by, autocast)
+        return (*found, *rest)
+    values = iter(backward(d_y, d_h, d_c, y, cs, kept, by, *arguments))
     return (*(next(values) if needed else None for needed in by), *rest)
 
 
 def compute_with(name: str, kind: type[Call]) -> Callable[..., tuple[Tensor, State]]:
     """Make the operators NAME_infer, NAME_train and NAME_backward, whose steps are those of `kind` → a `sequence`."""
-    operator(
-        f"{name}_infer",
-        partial(kind.run, partial(_infer, kind)),
-        f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
-        fake=partial(_fake_infer, kind),
-    )
-    operator(
-        f"{name}_train",
-        partial(kind.run, partial(_train, kind)),
-        f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-        fake=partial(_fake_train, kind),
-        backward=partial(_differentiate, name, kind),
-        keep=_keep,
-    )
-    operator(
-        f"{name}_backward",
-        partial(kind.run, partial(_backward, kind)),
+
+    def made(part: str, compute: Callable[..., Any], schema: str, **others: Any) -> Callable[..., Any]:
+        compute = partial(compute, kind)
+        return operator(f"{name}_{part}", compute, schema, direct=partial(kind.run, compute), **others)
+
+    infer = made("infer", _infer, f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)", fake=partial(_fake_infer, kind))
+    backward = made(
+        "backward",
+        _backward,
         "(Tensor? d_y, Tensor? d_h_last, Tensor? d_c_last, Tensor y, Tensor cs, Tensor kept, bool[] by, "
         f"{_ARGUMENTS}) -> Tensor[]",
         fake=partial(_fake_backward, kind),
     )
-    infers, trains = (getattr(torch.ops.stormcell, f"{name}_{part}") for part in ("infer", "train"))
+    train = made(
+        "train",
+        _train,
+        f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+        fake=partial(_fake_train, kind),
+        backward=partial(_differentiate, backward),
+        keep=_keep,
+    )
 
     def sequence(
         x: Tensor, state: State, w: Weights, form: Form, mask: Tensor | None = None, drop: Drop | None = None
     ) -> tuple[Tensor, State]:
         h, c = state
-        ih, hh = w.ih, w.hh
-        casts = autocasts(x.device.type)
-        if casts:
-            x = x if kind.takes_any_x else _autocast(x)
-            h, ih, hh = (_autocast(value) for value in (h, ih, hh))
-        if ih is not None and x.dtype != ih.dtype and (x.dtype == torch.float64 or not casts):
-            raise RuntimeError(f"frames are {_name(x)} and weights {_name(ih)}: they should be the same")
+        autocast = autocast_of(x.device.type)
+        if w.ih is not None and x.dtype != w.ih.dtype and (x.dtype == torch.float64 or autocast is None):
+            raise RuntimeError(f"frames are {_name(x)} and weights {_name(w.ih)}: they should be the same")
         drop = Drop() if drop is None else drop
         padding, zeros = (form.padding, ()) if isinstance(form.padding, str) else ("zeros", form.padding)
         arguments = (
-            *(x, h, c, ih, hh, w.ch, w.bias, mask, drop.inputs, drop.recurrent),
+            *(x, h, c, w.ih, w.hh, w.ch, w.bias, mask, drop.inputs, drop.recurrent),
             *(form.stride, padding, zeros, form.dilation, name_of(form.activation), name_of(form.recurrent_activation)),
+            autocast,
         )
         if torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in arguments[:7]):
-            y, h, c, _, _ = _ask(kind, trains, *arguments)
+            y, h, c, _, _ = train(*arguments)
         else:
-            y, h, c = _ask(kind, infers, *arguments)
+            y, h, c = infer(*arguments)
         return y, (h, c)
 
     return sequence
@@ -702,13 +693,6 @@ def compute_with(name: str, kind: type[Call]) -> Callable[..., tuple[Tensor, Sta
 
 def _name(value: Tensor) -> str:
     return str(value.dtype).removeprefix("torch.")
-
-
-def _autocast(value: Any) -> Any:
-    """To the precision in which autocast convolves; like it, with float64 left as it is."""
-    if value is None or value.dtype == torch.float64:
-        return value
-    return value.to(torch.get_autocast_dtype(value.device.type))
 
 
 _compute = compute_with("bptt", Call)

@@ -47,6 +47,11 @@ def autocasts(device: str) -> bool:
     return bool(torch.is_autocast_enabled(device)) if device in ("cuda", "mps", "xpu") else False
 
 
+def autocast_of(device: str) -> torch.dtype | None:
+    """The precision in which autocast convolves on a type of device, None where it is off."""
+    return torch.get_autocast_dtype(device) if autocasts(device) else None
+
+
 def _is_transformed() -> bool:
     if torch.compiler.is_compiling():
         return False  # compiled code that is transformed is not to be had

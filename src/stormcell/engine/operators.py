@@ -1,17 +1,20 @@
 """Operators of torch.library, by which an engine's own code passes through autograd and torch.compile.
 
 `torch.library.custom_op` would do, but wraps each operator in a call of torch._dynamo: its import takes a second and 70 MB from
-everybody who computes anything.
+everybody who computes anything. And torch's way from an operator to its Python and back takes a tenth of a millisecond: where
+nobody would see the operator on it, the same code is called directly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _LIBRARY = torch.library.Library("stormcell", "FRAGMENT")
+_PLAIN = (Tensor, torch.nn.Parameter, type(None))
 
 
 def operator(
@@ -20,15 +23,49 @@ def operator(
     schema: str,
     *,
     fake: Callable[..., Any],
+    direct: Callable[..., Any] | None = None,
     backward: Callable[..., Any] | None = None,
     keep: Callable[..., None] | None = None,
-) -> None:
-    """Make torch.ops.stormcell.NAME. Outputs share no memory with inputs or each other: nobody checks that.
+) -> Callable[..., Any]:
+    """Make torch.ops.stormcell.NAME, and give what calls it.
 
-    `fake` gives the outputs' shapes; `keep(ctx, inputs, output)` saves for `backward(ctx, *gradients)`, if there is one.
+    Outputs share no memory with inputs or each other: nobody checks that. `fake` gives their shapes; `keep(ctx, inputs,
+    output)` saves for `backward(ctx, *gradients)`, if there is one. `direct` computes the same where only autograd sees it.
     """
     _LIBRARY.define(f"{name}{schema}")
     _LIBRARY.impl(name, compute, "CompositeExplicitAutograd")
     torch.library.register_fake(f"stormcell::{name}", fake, lib=_LIBRARY)
-    if backward is not None:
+    seen = getattr(torch.ops.stormcell, name)
+    unseen = compute if direct is None else direct
+    if backward is not None and keep is not None:
         torch.library.register_autograd(f"stormcell::{name}", backward, setup_context=keep, lib=_LIBRARY)
+        unseen = _differentiable(name, unseen, backward, keep)
+
+    def call(*arguments: Any) -> Any:
+        return (seen if _is_watched(arguments) else unseen)(*arguments)
+
+    return call
+
+
+def _differentiable(
+    name: str, compute: Callable[..., Any], backward: Callable[..., Any], keep: Callable[..., None]
+) -> Callable[..., Any]:
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        made = compute(*arguments)
+        keep(ctx, arguments, made)
+        return made
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    return type(name, (torch.autograd.Function,), methods).apply  # type: ignore[attr-defined]
+
+
+def _is_watched(arguments: Sequence[Any]) -> bool:
+    """Whether somebody wants to see operators: a compiler, a mode of `torch.utils._python_dispatch`, a tensor of another kind."""
+    if torch.compiler.is_compiling():
+        return True
+    tensors = [value for value in arguments if isinstance(value, Tensor)]
+    return (
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch.jit.is_tracing()
+        or any(type(value) not in _PLAIN or value.is_meta for value in tensors)
+    )

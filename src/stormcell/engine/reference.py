@@ -15,7 +15,7 @@ the recurrent activation (sigmoid), φ the activation (tanh).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as nnf
@@ -210,6 +210,11 @@ def sequence(
     return torch.stack(outputs, dim=1), state
 
 
+def narrowed(value: Tensor | None, autocast: torch.dtype | None) -> Any:
+    """What autocast convolves, in its precision if there is one; like it, with float64 left as it is."""
+    return value if value is None or autocast is None or value.dtype == torch.float64 else value.to(autocast)
+
+
 def gradients(
     tensors: Sequence[Tensor | None],
     form: Form,
@@ -217,6 +222,7 @@ def gradients(
     drop: Drop | None,
     d_outputs: Sequence[Tensor | None],
     by: Sequence[bool],
+    autocast: torch.dtype | None = None,
 ) -> list[Tensor | None]:
     """Gradients by x, h, c, ih, hh, ch and bias, that can be differentiated themselves; None where `by` is False.
 
@@ -225,9 +231,9 @@ def gradients(
     if all(d_output is None for d_output in d_outputs):
         return [None] * len(by)
     views = [None if value is None else value.view_as(value) for value in tensors]  # one may depend on another
-    x, h, c, *weights = views
-    x = x.to(weights[1].dtype)  # type: ignore[union-attr]  # frames may have been left as they were by autocast
-    y, state = sequence(x, (h, c), Weights(*weights), form, mask, drop)  # type: ignore[arg-type]
+    x, h, ih, hh = (narrowed(views[number], autocast) for number in (0, 1, 3, 4))
+    _, _, c, _, _, ch, bias = views
+    y, state = sequence(x, (h, c), Weights(ih, hh, ch, bias), form, mask, drop)  # type: ignore[arg-type]
     pairs = [(value, d_value) for value, d_value in zip((y, *state), d_outputs) if d_value is not None]
     made = iter(
         torch.autograd.grad(

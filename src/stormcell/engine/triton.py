@@ -109,12 +109,11 @@ class Call(bptt.Call):
 
     maps_of_step = 4  # z of i, f, g, o
     takes_any_x = True
-    asked = graphs.allowed
 
     @staticmethod
     def run(compute: Callable[..., Any], *arguments: Any) -> Any:
         x: Tensor = arguments[-bptt.ARGUMENTS]
-        if not x.is_cuda or not x.shape[0] or x.shape[1] == 1:  # a single step has as few launches as a graph around it
+        if not x.is_cuda or not x.shape[0]:
             return compute(*arguments)
         with torch.cuda.device_of(x):
             settings = (_allows_tf32(), FUSED_PRODUCTS, JOINT_ROWS, ALIGNED, KEPT_BYTES, bptt.BLOCK_BYTES)

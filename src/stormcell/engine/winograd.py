@@ -118,7 +118,7 @@ def sequence(
     size = tuple(h.shape[2:])
     each = 4 * x.shape[0] * prod(size) * _columns(h.shape[1])  # bytes of a step's pre-activations
     kept = x.shape[1] if keeps and x.shape[1] * each <= KEPT_BYTES else 0  # all steps, or none
-    y, h_last, c_last, *_ = torch.ops.stormcell.winograd(
+    y, h_last, c_last, *_ = _run(
         *tensors,
         mask,
         h_mask,
@@ -472,25 +472,25 @@ def _differentiate(ctx: Any, d_y: Tensor | None, d_h: Tensor | None, d_c: Tensor
         maps = [None if d is None else d.movedim(-1, -3) for d in (d_y, d_h, d_c)]  # (…, Y, X, F) → (…, F, Y, X)
         found = reference.gradients(saved[:7], _form(ctx.geometry), mask, drop, maps, needs)
     else:
-        made = torch.ops.stormcell.winograd_backward(d_y, d_h, d_c, *saved, *ctx.geometry, needs)
+        made = _run_backward(d_y, d_h, d_c, *saved, *ctx.geometry, needs)
         found = [gradient if needed else None for gradient, needed in zip(made, needs)]
     return (*found, *(None,) * 11)
 
 
-operator(
+_run_backward = operator(
+    "winograd_backward",
+    _backward,
+    f"(Tensor? d_y, Tensor? d_h, Tensor? d_c, {_ARGUMENTS}, Tensor y, Tensor all_c, Tensor z, Tensor u, "
+    f"{_GEOMETRY}, bool[] needs) -> ({', '.join(['Tensor'] * 7)})",
+    fake=_fake_backward,
+)
+_run = operator(
     "winograd",
     _forward,
     f"({_ARGUMENTS}, Tensor? u, {_GEOMETRY}, SymInt kept, bool keeps) -> ({', '.join(['Tensor'] * 6)})",
     fake=_fake_forward,
     backward=_differentiate,
     keep=_keep,
-)
-operator(
-    "winograd_backward",
-    _backward,
-    f"(Tensor? d_y, Tensor? d_h, Tensor? d_c, {_ARGUMENTS}, Tensor y, Tensor all_c, Tensor z, Tensor u, "
-    f"{_GEOMETRY}, bool[] needs) -> ({', '.join(['Tensor'] * 7)})",
-    fake=_fake_backward,
 )
 
 

@@ -244,6 +244,11 @@ class Recurrent(nn.Module):
         return ", ".join(parts)
 
 
+def _together(states: tuple[Tensor, ...]) -> Tensor:
+    """States of layers and directions in a row. One that a backward may read is copied: callers may write over theirs."""
+    return states[0].unsqueeze(0) if len(states) == 1 and not states[0].requires_grad else torch.stack(states)
+
+
 class RecurrentLayer(Recurrent):
     """Whole sequences through several layers, in one direction or both."""
 
@@ -329,7 +334,7 @@ class RecurrentLayer(Recurrent):
             y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
         if not self.batch_first:
             y = y.transpose(0, 1)
-        last_state = tuple(torch.stack(values) for values in zip(*after))
+        last_state = tuple(_together(values) for values in zip(*after))
         if single:
             return y.squeeze(batch_axis), tuple(value.squeeze(1) for value in last_state)
         return y, last_state
