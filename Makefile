@@ -10,15 +10,17 @@ BENCH := .venv-bench
 SOURCES := $(shell find src -type f ! -name '*.pyc') CMakeLists.txt README.md
 RADAR := $(shell command -v cc >/dev/null 2>&1 || command -v gcc >/dev/null 2>&1 && echo ,radar)
 
+SIDE_BY_SIDE := --numprocesses auto --maxprocesses 8 --dist worksteal
+
 .PHONY: demo test test-all check format docs bench clean
 demo: $(VENV)/installed
 	$(BIN)/stormcell demo
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(SIDE_BY_SIDE)
 
 test-all: $(VENV)/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 check: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -7,7 +7,10 @@ from pathlib import Path
 
 from stormcell.cli import share_cores
 
+SIDE_BY_SIDE = "PYTEST_XDIST_WORKER" in os.environ
 share_cores()  # before torch is imported: tests may run beside other work
+if SIDE_BY_SIDE:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of programs that tests start, too
 os.environ.setdefault("KERAS_BACKEND", "torch")  # before keras is imported
 
 import numpy as np  # noqa: E402
@@ -17,7 +20,7 @@ import xarray as xr  # noqa: E402
 
 from stormcell.data.synthetic import advected_rain  # noqa: E402
 
-torch.set_num_threads(2)
+torch.set_num_threads(1 if SIDE_BY_SIDE else 2)
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported
 REAL_DATA = Path(os.environ.get("STORMCELL_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
