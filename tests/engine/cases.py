@@ -62,13 +62,14 @@ class Recipe:
     bias: bool = True
     mask: list[list[int]] | None = None
     drop: str | None = None  # "gate" or "shared" masks
+    periodic: bool = False  # the last axis
     contiguous: bool = True  # frames, and what is small
     scale: float = 1.0  # of weights: small where activations have no bounds, so that three steps do not explode
 
     def form(self) -> Form:
         ones = (1,) * len(self.frame)
         functions = (ACTIVATIONS[name].function for name in (self.activation, self.recurrent_activation))
-        return Form(self.stride or ones, self.padding, self.dilation or ones, *functions)
+        return Form(self.stride or ones, self.padding, self.dilation or ones, *functions, periodic_x=self.periodic)
 
     def make(self, dtype: torch.dtype = torch.float64) -> Call:
         """Random numbers of standard deviations that keep gates away from their ends; the same ones in every dtype."""
@@ -158,11 +159,18 @@ CASES: dict[str, Recipe] = {
     "gate dropout": Recipe(drop="gate"),
     "gate dropout, even kernels, stride": Recipe(drop="gate", kernel=(2, 4), stride=(1, 2)),
     "gate dropout, mask, no input": Recipe(batch=3, steps=5, mask=MASK, channels=0, drop="gate"),
+    "periodic axis": Recipe(periodic=True, batch=3, steps=5, mask=MASK, peephole="pixel"),
+    "periodic axis, kernels that reach around it": Recipe(periodic=True, frame=(4, 3), kernel=(3, 6), recurrent=(2, 7)),
+    "periodic axis, stride, dilation": Recipe(periodic=True, frame=(7, 12), kernel=(2, 4), stride=(2, 3)),
+    "periodic axis, dropout": Recipe(periodic=True, frame=(7, 8), dilation=(2, 3), drop="gate"),
+    "periodic axis, no input": Recipe(periodic=True, channels=0, drop="shared"),
     "1D": Recipe(**ONE, peephole="channel"),
+    "1D, periodic axis": Recipe(**ONE, periodic=True),
     "1D, even kernel, stride": Recipe(frame=(7,), kernel=(4,), recurrent=(2,), stride=(2,), mask=[[1, 0, 1]] * 2),
     "1D, gate dropout": Recipe(**ONE, drop="gate"),
     "3D": Recipe(**THREE, peephole="pixel"),
     "3D, odd kernels": Recipe(**{**THREE, "kernel": (3, 1, 3)}, peephole="channel", mask=[[1, 0], [1, 1]]),
+    "3D, periodic axis": Recipe(**THREE, periodic=True),
     "3D, stride": Recipe(**THREE, stride=(1, 2, 2), drop="shared"),
     **{
         f"{name} and {other}": Recipe(

@@ -34,7 +34,7 @@ def arguments(call: Call) -> tuple[Any, ...]:
     """Of the operators, for "same" or "valid" padding and the usual activations."""
     form, drop = call.form, call.drop or Drop()
     tensors = (call.x, *call.state, *call.w[:4], call.mask, drop.inputs, drop.recurrent)
-    return (*tensors, form.stride, form.padding, [], form.dilation, "tanh", "sigmoid", None)
+    return (*tensors, form.stride, form.padding, [], form.dilation, "tanh", "sigmoid", False, None)
 
 
 def step_bytes(call: Call) -> int:

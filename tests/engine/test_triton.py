@@ -512,7 +512,7 @@ def test_small_maps_are_fused_and_large_ones_are_not() -> None:
         x = torch.empty(batch, 1, 1, size, size, device="meta")
         state = [torch.empty(batch, hidden, size, size, device="meta")] * 2
         weights = [torch.empty(4 * hidden, n, kernel, kernel, device="meta") for n in (1, hidden)]
-        plain = ((1, 1), "same", [], (1, 1), "tanh", "sigmoid", None)
+        plain = ((1, 1), "same", [], (1, 1), "tanh", "sigmoid", False, None)
         assert triton.Call(x, *state, *weights, None, None, None, None, None, *plain).fused == fused
 
 

@@ -37,7 +37,7 @@ MANY_CHANNELS = 64  # unless it is the weights' gradients that cost, which are o
 
 _ARGUMENTS = """Tensor x, Tensor h, Tensor c, Tensor? ih, Tensor hh, Tensor? ch, Tensor? bias, Tensor? mask,
     Tensor? drop_x, Tensor? drop_h, int[] stride, str padding, int[] zeros, int[] dilation,
-    str activation, str recurrent_activation, ScalarType? autocast"""
+    str activation, str recurrent_activation, bool periodic_x, ScalarType? autocast"""
 _DIFFERENTIABLE = ("x", "h", "c", "ih", "hh", "ch", "bias")  # the first arguments
 _TENSORS = 10  # up to drop_h
 ARGUMENTS = _ARGUMENTS.count(",") + 1  # of an operator, the last ones
@@ -57,8 +57,6 @@ def supports(case: Case) -> str | None:
         return "its backward knows no normalised convolutions"
     if case.zoneout:
         return "its backward knows no zoneout"
-    if case.form.periodic_x:
-        return "its backward does not go around a periodic axis"
     if not case.dtype.is_floating_point:
         return "it computes with real floating-point numbers"
     if case.transformed:
@@ -114,16 +112,19 @@ class _Convolution:
     """A convolution of n steps at once, (n, B, C, *frame) → (n, B, 4F, *S), and its gradients.
 
     `seen` is what the kernel runs over, (n·B, G·C, *padded): frames under their masks, G groups of them if there is one for
-    each gate, with zeros around where torch knows no padding of different widths.
+    each gate. Around them are zeros where torch knows no padding of different widths, and beyond the ends of a periodic axis
+    what lies at the other end.
     """
 
     def __init__(self, weight: Tensor, form: Form, drop: Tensor | None, frame: tuple[int, ...]) -> None:
         self.weight, self.drop, self.frame = weight, drop, frame  # (4F, C, *k), (B, G, C, *frame)
         self.groups = 1 if drop is None else drop.shape[1]
-        self.margins = pads(frame, tuple(weight.shape[2:]), form)  # zeros that we write, before and after each axis
+        self.margins = pads(frame, tuple(weight.shape[2:]), form)  # that we write, before and after each axis
         self.padding = [0] * len(frame)  # zeros that torch adds on both sides
-        if all(before == after for before, after in self.margins):
-            self.padding, self.margins = [before for before, _ in self.margins], [(0, 0)] * len(frame)
+        self.around = self.margins[-1] if form.periodic_x else (0, 0)
+        for axis, (before, after) in enumerate(self.margins[: -1 if form.periodic_x else None]):
+            if before == after:
+                self.padding[axis], self.margins[axis] = before, (0, 0)
         self.stride, self.dilation = list(form.stride), list(form.dilation)
         self.is_plain = drop is None and not any(map(any, self.margins))
 
@@ -141,13 +142,24 @@ class _Convolution:
     def see(self, x: Tensor) -> Tensor:
         if self.is_plain:
             return x.flatten(0, 1)
-        seen = self.memory(x).zero_()
+        seen = self.memory(x)
+        zeros = self.margins[:-1] if any(self.around) else self.margins
+        if any(map(any, zeros)):
+            seen.zero_()
         inside = self._inside(seen, x.shape[0])
         if self.drop is None:
             inside.copy_(x.unsqueeze(2))
         else:
             torch.mul(x.unsqueeze(2), self.drop.to(x.dtype), out=inside)
+        for margin, end in self._ends(seen):
+            margin.copy_(end)
         return seen
+
+    def _ends(self, seen: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Of a periodic axis each margin, and what lies there: the other end."""
+        (before, after), width = self.around, self.frame[-1]
+        pairs = [(0, width, before), (before + width, before, after)]
+        return [(seen.narrow(-1, at, n), seen.narrow(-1, end, n)) for at, end, n in pairs if n]
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         convolve = CONVOLUTIONS[len(self.frame)]
@@ -165,6 +177,8 @@ class _Convolution:
         d_seen, _, _ = self._gradients(d_z, seen, [True, False])
         if self.is_plain:
             return d_seen.unflatten(0, d_z.shape[:2])
+        for d_margin, d_end in self._ends(d_seen):
+            d_end += d_margin
         d_x = self._inside(d_seen, d_z.shape[0])
         return d_x.squeeze(2) if self.drop is None else (d_x * self.drop.to(d_x.dtype)).sum(2)
 
@@ -194,14 +208,15 @@ class Call:
         self.h: Tensor  # (B, F, *S), c likewise
         self.hh: Tensor  # (4F, F, *r); ih (4F, C, *k), ch (3F,) or (3F, *S), bias (4F,)
         x, h, c, ih, hh, self.ch, self.bias, self.mask, drop_x, drop_h = arguments[:_TENSORS]
-        stride, padding, zeros, dilation, activation, recurrent_activation, narrow = arguments[_TENSORS:]
+        stride, padding, zeros, dilation, activation, recurrent_activation, periodic_x, narrow = arguments[_TENSORS:]
         self.h, self.ih, self.hh = (narrowed(value, narrow) for value in (h, ih, hh))
         self.x = x if self.takes_any_x else narrowed(x, narrow)
         self.dims, self.steps = self.h.ndim - 2, self.x.shape[1]
         self.names = activation, recurrent_activation
         self.phi, self.rho = _activation(activation), _activation(recurrent_activation)
         padding = tuple(zeros) if padding == "zeros" else padding
-        self.form = Form(tuple(stride), padding, tuple(dilation), self.phi.function, self.rho.function)
+        functions = self.phi.function, self.rho.function
+        self.form = Form(tuple(stride), padding, tuple(dilation), *functions, periodic_x=periodic_x)
         self.drop = Drop(drop_x, drop_h)
         self.precise = _precise(c, self.hh, self.ch, self.bias)
         self.c: Tensor = c.to(self.precise)
@@ -680,7 +695,7 @@ def compute_with(name: str, kind: type[Call]) -> Callable[..., tuple[Tensor, Sta
         arguments = (
             *(x, h, c, w.ih, w.hh, w.ch, w.bias, mask, drop.inputs, drop.recurrent),
             *(form.stride, padding, zeros, form.dilation, name_of(form.activation), name_of(form.recurrent_activation)),
-            autocast,
+            *(form.periodic_x, autocast),
         )
         if torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in arguments[:7]):
             y, h, c, _, _ = train(*arguments)

@@ -142,7 +142,8 @@ class Call(bptt.Call):
     def fused(self) -> bool:
         """Whether a step's kernel convolves as well."""
         products = 4 * self.h.shape[1] * prod(self.h.shape) * prod(self.hh.shape[2:])
-        return self.drop.recurrent is None and products <= FUSED_PRODUCTS
+        is_plain = self.drop.recurrent is None and not self.form.periodic_x
+        return is_plain and products <= FUSED_PRODUCTS
 
     @property
     def step_dtype(self) -> torch.dtype:
@@ -409,8 +410,8 @@ class Joint(Call):
 
 def _joins(*arguments: Any) -> bool:
     """Whether frame and hidden state are convolved together."""
-    x, h, _, ih, hh, _, _, _, drop_x, drop_h, stride, padding, _, dilation = arguments[:14]
-    if ih is None or drop_x is not None or drop_h is not None:
+    x, h, _, ih, hh, _, _, _, drop_x, drop_h, stride, padding, _, dilation, _, _, periodic_x, _ = arguments
+    if ih is None or drop_x is not None or drop_h is not None or periodic_x:
         return False
     kernel = ih.shape[2:]
     return (
