@@ -27,6 +27,7 @@ from torch import Tensor
 
 from . import bptt, graphs
 from .case import Case
+from .convolution import Convolution
 from .reference import Drop, Form, State, Weights, state_size
 
 ABOUT = "a step in one or two kernels of Triton, on a CUDA GPU, in float32 and half precision"
@@ -334,9 +335,9 @@ class Joint(Call):
     fused = False  # whatever the size
 
     @cached_property
-    def of_both(self) -> bptt._Convolution:
+    def of_both(self) -> Convolution:
         weight = torch.cat([self.laid(self.ih), self.laid(self.hh)], 1)
-        return bptt._Convolution(weight, self.form.same_size(), None, tuple(self.h.shape[2:]))
+        return Convolution(weight, self.form.same_size(), None, tuple(self.h.shape[2:]))
 
     def both(self, steps: int) -> Tensor:
         """Memory for frames and hidden states of some steps, (n, B, C + F, *S)."""

@@ -17,15 +17,15 @@ from math import prod
 from typing import Any
 
 import torch
-import torch.nn.functional as nnf
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import native, reference
 from .activations import ACTIVATIONS, name_of
 from .case import Case
+from .convolution import Convolution
 from .operators import operator
-from .reference import Drop, Form, State, Weights, convolve, pads
+from .reference import Drop, Form, State, Weights
 
 NAMES = tuple(ACTIVATIONS)  # in the order of the enum in native/lanes.h
 FEWEST = 16  # channels with kernels of 5×5, so that rounding is bounded: see docs/engines.md
@@ -64,7 +64,6 @@ def supports(case: Case) -> str | None:
             kernel == (5, 5) and case.hidden_channels < FEWEST
         ),
         "a map of one pixel has nothing to transform": max(case.size) == 1,
-        "its tiles do not go around a periodic axis": case.form.periodic_x,
         "a norm needs all of a map before its gates": case.norm,
         "zoneout draws, or mixes, in each step": case.zoneout,
         "a mask for each gate would need four products": case.dropout == "gate",
@@ -128,6 +127,7 @@ def sequence(
         pads_,
         form.dilation,
         *names,
+        form.periodic_x,
         kept,
         keeps,
     )
@@ -144,20 +144,23 @@ def _columns(hidden: int) -> int:
     return 4 * _whole_vectors(hidden)
 
 
-_GEOMETRY = "int[] stride, str padding, int[] pads, int[] dilation, str activation, str recurrent_activation"
+_GEOMETRY = (
+    "int[] stride, str padding, int[] pads, int[] dilation, str activation, str recurrent_activation, bool periodic_x"
+)
 _ARGUMENTS = (
     "Tensor x, Tensor h, Tensor c, Tensor? ih, Tensor hh, Tensor? ch, Tensor? bias, Tensor? mask, Tensor? h_mask"
 )
 
 
 def _form(geometry: Sequence[Any]) -> Form:
-    stride, padding, pads_, dilation, activation, recurrent_activation = geometry
+    stride, padding, pads_, dilation, activation, recurrent_activation, periodic_x = geometry
     return Form(
         tuple(stride),
         padding or tuple(pads_),
         tuple(dilation),
         ACTIVATIONS[activation].function,
         ACTIVATIONS[recurrent_activation].function,
+        periodic_x=periodic_x,
     )
 
 
@@ -199,7 +202,9 @@ class _Call:
         self.library = library
         self.tensors: dict[str, Tensor] = {}
         self.joint = is_joint(w, form)
-        self.hoisted = w.ih is not None and not self.joint
+        self.of_x = None  # the input's convolution, where torch computes it
+        if w.ih is not None and not self.joint:
+            self.of_x = Convolution(w.ih.detach(), form, None, tuple(x.shape[3:]))
         hidden, height, width = h.shape[1:]
         self.problem = problem = native.Problem(
             batch=x.shape[0],
@@ -215,6 +220,7 @@ class _Call:
             recurrent_activation=NAMES.index(str(name_of(form.recurrent_activation))),
             threads=torch.get_num_threads(),
             isa=native.INSTRUCTION_SETS.index(native.INSTRUCTION_SET),
+            periodic_x=form.periodic_x,
             peephole_pixels=1,
             **native.TEAM,
         )
@@ -261,7 +267,7 @@ class _Call:
         """Steps that the library computes at a time."""
         p = self.problem
         each = p.steps
-        if self.hoisted:
+        if self.of_x is not None:
             each = max(1, HOISTED_BYTES // max(1, 16 * p.batch * p.height * p.width * p.hidden))
         return [slice(first, min(first + each, p.steps)) for first in range(0, p.steps, each)]
 
@@ -272,10 +278,9 @@ class _Call:
             raise MemoryError("no memory is left for the Winograd engine")
 
 
-def _convolved(x: Tensor, ih: Tensor, form: Form) -> Tensor:
+def _convolved(of_x: Convolution, x: Tensor) -> Tensor:
     """What frames (B, n, C, Y, X) add to the pre-activations: (B, n, Y', X', 4F)."""
-    z = convolve(x.detach().flatten(0, 1), ih.detach(), None, form)
-    return z.permute(0, 2, 3, 1).unflatten(0, x.shape[:2]).contiguous()
+    return of_x(x.detach()).movedim(2, -1).contiguous()
 
 
 def _forward(
@@ -311,9 +316,8 @@ def _forward(
             u = call.make_kernels("u")
         call.give(u=u)
         for steps in call.blocks():
-            if call.hoisted:
-                assert ih is not None
-                call.give(hoisted=_convolved(x[part, steps], ih, form))
+            if call.of_x is not None:
+                call.give(hoisted=_convolved(call.of_x, x[part, steps]))
             call.run("forward", steps)
     return y, y[:, -1].clone(), c_last, all_c, z, u if keeps and u is not None else h.new_empty(0)
 
@@ -369,18 +373,19 @@ def _backward(
         if joint and d_x is not None:
             call.give_strided(d_x=d_x[part])
         for steps in reversed(call.blocks()):
-            if call.hoisted:
-                assert ih is not None
-                call.give(hoisted=None if z.shape[1] else _convolved(x[part, steps], ih, form))
-                d_z = y.new_empty(*y[part, steps].shape[:-1], 4 * hidden)
-                call.give(d_hoisted=d_z)
+            of_x, frames = call.of_x, x[part, steps].detach()
+            if of_x is None:
                 call.run("backward", steps)
-                d_x_here, d_ih_here = _through_convolution(d_z, x[part, steps], ih, form, needs[0], needs[3])
-                if d_x is not None:
-                    d_x[part, steps] = d_x_here
-                d_ih = d_ih_here if d_ih is None else d_ih + d_ih_here
-            else:
-                call.run("backward", steps)
+                continue
+            call.give(hoisted=None if z.shape[1] else _convolved(of_x, frames))
+            d_z = y.new_empty(*y[part, steps].shape[:-1], 4 * hidden)
+            call.give(d_hoisted=d_z)
+            call.run("backward", steps)
+            d_z, seen = d_z.movedim(-1, 2), of_x.see(frames)
+            if d_x is not None:
+                d_x[part, steps] = of_x.by_input(d_z, seen)
+            if needs[3]:
+                d_ih = of_x.by_weight(d_z, seen) if d_ih is None else d_ih + of_x.by_weight(d_z, seen)
         for whole, d in zip(d_state, (d_h_part, d_c_part)):
             if whole is not None:
                 whole[part] = d
@@ -396,34 +401,6 @@ def _backward(
         sums["d_bias"],
     )
     return tuple(hh.new_empty(0) if g is None or not needed else g for g, needed in zip(found, needs))
-
-
-def _through_convolution(
-    d_z: Tensor, x: Tensor, ih: Tensor, form: Form, wants_x: bool, wants_ih: bool
-) -> tuple[Tensor, Tensor]:
-    """Gradients of frames (B, n, C, Y, X) and of the kernel, from that of `_convolved`."""
-    frames = x.detach().flatten(0, 1)
-    margins = pads(tuple(x.shape[3:]), tuple(ih.shape[2:]), form)
-    (top, bottom), (left, right) = margins
-    padded = nnf.pad(frames, (left, right, top, bottom))
-    d_maps = d_z.flatten(0, 1).permute(0, 3, 1, 2)
-    d_padded, d_ih, _ = torch.ops.aten.convolution_backward(
-        d_maps,
-        padded,
-        ih.detach(),
-        None,
-        form.stride,
-        (0, 0),
-        form.dilation,
-        False,
-        (0, 0),
-        1,
-        (wants_x, wants_ih, False),
-    )
-    if not wants_x:
-        return d_padded, d_ih
-    d_frames = d_padded[:, :, top : top + x.shape[3], left : left + x.shape[4]]
-    return d_frames.unflatten(0, x.shape[:2]), d_ih
 
 
 # --- as operators ---
@@ -460,7 +437,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.set_materialize_grads(False)
     y, _, _, all_c, z, u = output
     ctx.save_for_backward(*inputs[:9], y, all_c, z, u)
-    ctx.geometry = inputs[10:16]
+    ctx.geometry = inputs[10:17]
 
 
 def _differentiate(ctx: Any, d_y: Tensor | None, d_h: Tensor | None, d_c: Tensor | None, *_: Any) -> tuple[Any, ...]:
@@ -474,7 +451,7 @@ def _differentiate(ctx: Any, d_y: Tensor | None, d_h: Tensor | None, d_c: Tensor
     else:
         made = _run_backward(d_y, d_h, d_c, *saved, *ctx.geometry, needs)
         found = [gradient if needed else None for gradient, needed in zip(made, needs)]
-    return (*found, *(None,) * 11)
+    return (*found, *(None,) * 12)
 
 
 _run_backward = operator(

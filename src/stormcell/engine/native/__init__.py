@@ -30,7 +30,7 @@ class Problem(ctypes.Structure):
 
     _fields_ = (
         *_fields(ctypes.c_int64, "batch steps height width first last inputs hidden kernel points"),
-        *_fields(ctypes.c_int64, "activation recurrent_activation threads isa"),
+        *_fields(ctypes.c_int64, "activation recurrent_activation periodic_x threads isa"),
         *_fields(ctypes.c_void_p, "parallel thread_number thread_count"),
         *_fields(_NUMBERS, "weight_ih weight_hh u u_transposed"),
         *_fields(_NUMBERS, "x"),

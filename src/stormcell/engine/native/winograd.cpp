@@ -156,7 +156,7 @@ struct Map {
     ptrdiff_t y, x;
 };
 
-// One vector of channels of a tile, N×N pixels, zero outside the frame; times `factor`, where there is one.
+// One vector of channels of a tile, N×N pixels, zero outside the frame, or its other end; times `factor`, where there is one.
 template <class S>
 INLINE void read_tile(const Problem& p, const Tile& tile, const Map& map, const float* factor, int count, vec* out) {
     constexpr int N = S::N;
@@ -169,7 +169,7 @@ INLINE void read_tile(const Problem& p, const Tile& tile, const Map& map, const 
     }
     for (int i = 0; i < N; ++i) {
         for (int j = 0; j < N; ++j) {
-            const int64_t y = y0 + i, x = x0 + j;
+            const int64_t y = y0 + i, x = p.periodic_x ? (x0 + j + N * p.width) % p.width : x0 + j;
             vec value{};
             if (y >= 0 && x >= 0 && y < p.height && x < p.width) {
                 value = load(map.first + y * map.y + x * map.x, count);
@@ -456,6 +456,14 @@ struct Backward {
         return sum;
     }
 
+    // The same, of a pixel that tiles at the other end of the row may have read as well.
+    static INLINE vec gathered_around(const Problem& p, const S& s, const Whole& w, int64_t b, int64_t y, int64_t x, int64_t channel) {
+        vec sum = gathered(s, w, b, y, x, channel);
+        if (p.periodic_x && x < S::BEFORE) sum += gathered(s, w, b, y, x + p.width, channel);
+        if (p.periodic_x && x >= p.width - S::BEFORE) sum += gathered(s, w, b, y, x - p.width, channel);
+        return sum;
+    }
+
     // Gradients of h before step t and of x in it, from the patches of step t. d_h comes to hold the gradient of that h.
     static void gather_rows(const Whole& w, int64_t t, Range rows) {
         const Problem& p = w.run.p;
@@ -469,12 +477,12 @@ struct Backward {
                     float* to = p.d_x + b * p.d_x_strides[0] + t * p.d_x_strides[1] + y * p.d_x_strides[3] + x * p.d_x_strides[4];
                     for (int64_t c = 0; c < p.inputs; c += LANES)
                         scatter(to + c * p.d_x_strides[2], p.d_x_strides[2],
-                                used ? gathered(s, w, b, y, x, c) : vec{}, static_cast<int>(smaller(LANES, p.inputs - c)));
+                                used ? gathered_around(p, s, w, b, y, x, c) : vec{}, static_cast<int>(smaller(LANES, p.inputs - c)));
                 }
                 if (!used) continue;  // its gradient goes on to the step before as it is
                 for (int64_t f = 0; f < p.hidden; f += LANES) {
                     const int count = static_cast<int>(smaller(LANES, p.hidden - f));
-                    vec d_h = gathered(s, w, b, y, x, rounded_up(p.inputs, LANES) + f);
+                    vec d_h = gathered_around(p, s, w, b, y, x, rounded_up(p.inputs, LANES) + f);
                     if (p.h_mask != nullptr) d_h *= load(p.h_mask + pixel * p.hidden + f, count);
                     store(p.d_h + pixel * p.hidden + f, d_h, count);
                 }

@@ -32,6 +32,7 @@ struct stormcell_problem {
     int64_t kernel;  // 3 or 5
     int64_t points;  // a tile's edge in the Winograd domain: 6 for kernels of 3, 8 for 5; it computes 4×4 outputs
     int64_t activation, recurrent_activation;  // by place in the list of winograd.py
+    int64_t periodic_x;  // 1: what lies beyond an end of a row is its other end, and not zeros
     int64_t threads;
     int64_t isa;  // 0 plain, 1 AVX2, 2 AVX-512
 
