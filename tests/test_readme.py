@@ -75,3 +75,37 @@ def test_the_demo_beats_persistence(tmp_path: Path) -> None:
     assert main(["demo", "-o", str(tmp_path / "demo")]) == 0
     for name in ("report.html", "forecast.gif", "scores.json", "model.safetensors", "rain.nc", "unseen.nc"):
         assert (tmp_path / "demo" / name).exists()
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """Of all Markdown tables there, by the plain words of their first cell."""
+    cells = [
+        [cell.strip().strip("*") for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line[:1] == "|"
+    ]
+    return {re.sub(r"[`*]", "", name): others for name, *others in cells}
+
+
+def test_the_times_on_a_gpu_are_those_of_the_docs() -> None:
+    """docs/gpu.md is made of what benchmarks/gpu.py has measured: test_docs.py sees to that."""
+    page = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8").split("\n**")
+    net, large = (
+        rows(next(part for part in page if part.startswith(start))) for start in ("net 128-64-64", "16 × 10 steps")
+    )
+    names = {
+        "Stormcell as it comes": "Stormcell as it comes",
+        "the loop that everyone copies": "the loop that everyone copies",
+        'that loop in torch.compile(mode="reduce-overhead")': "the loop inside torch.compile, reduce-overhead",
+        "cuDNN's convolutions alone": "cuDNN's convolutions alone, in a CUDA graph",
+    }
+    said = rows(README)
+    for name, in_docs in names.items():
+        found = [
+            cell
+            for part in (net, large)
+            for cell in next((v for k, v in part.items() if k.startswith(in_docs)), ["", ""])
+        ]
+        for cell, exact in zip(said[name], found, strict=True):
+            value = cell.strip("*")
+            assert value == "open" if not exact else abs(float(value) - float(exact)) <= 0.051
