@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 _LIBRARY = torch.library.Library("stormcell", "FRAGMENT")
-_PLAIN = (Tensor, torch.nn.Parameter, type(None))
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def operator(
@@ -36,13 +36,15 @@ def operator(
     _LIBRARY.impl(name, compute, "CompositeExplicitAutograd")
     torch.library.register_fake(f"stormcell::{name}", fake, lib=_LIBRARY)
     seen = getattr(torch.ops.stormcell, name)
-    unseen = compute if direct is None else direct
+    unseen = differentiable = compute if direct is None else direct
     if backward is not None and keep is not None:
         torch.library.register_autograd(f"stormcell::{name}", backward, setup_context=keep, lib=_LIBRARY)
-        unseen = _differentiable(name, unseen, backward, keep)
+        differentiable = _differentiable(name, unseen, backward, keep)
 
     def call(*arguments: Any) -> Any:
-        return (seen if _is_watched(arguments) else unseen)(*arguments)
+        if _is_watched(arguments):
+            return seen(*arguments)
+        return (differentiable if torch.is_grad_enabled() else unseen)(*arguments)
 
     return call
 
@@ -63,9 +65,6 @@ def _is_watched(arguments: Sequence[Any]) -> bool:
     """Whether somebody wants to see operators: a compiler, a mode of `torch.utils._python_dispatch`, a tensor of another kind."""
     if torch.compiler.is_compiling():
         return True
-    tensors = [value for value in arguments if isinstance(value, Tensor)]
-    return (
-        torch._C._len_torch_dispatch_stack() > 0
-        or torch.jit.is_tracing()
-        or any(type(value) not in _PLAIN or value.is_meta for value in tensors)
-    )
+    if torch._C._len_torch_dispatch_stack() > 0 or torch.jit.is_tracing():
+        return True
+    return any(isinstance(value, Tensor) and (type(value) not in _PLAIN or value.is_meta) for value in arguments)

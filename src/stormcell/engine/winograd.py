@@ -174,12 +174,19 @@ def _is_one_zero(state: Tensor) -> bool:
     return state.numel() > 0 and not any(state.stride()) and not state[0, 0, 0, 0]
 
 
-def _parts(state: Tensor) -> list[slice]:
-    """Samples that are computed together: few, so that what a step hands to the next stays in a cache."""
+def _parts(state: Tensor) -> list[slice | None]:
+    """Samples that are computed together, None for all: few, so that what a step hands to the next stays in a cache."""
     batch, _, height, width = state.shape
     tiles = -(-height // TILE) * -(-width // TILE)
     each = max(1, TOGETHER // tiles)
-    return [slice(first, min(first + each, batch)) for first in range(0, max(batch, 1), each)]
+    if batch <= each:
+        return [None]
+    return [slice(first, min(first + each, batch)) for first in range(0, batch, each)]
+
+
+def _of(part: slice | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The samples of a part."""
+    return tensors if part is None else tuple(tensor[part] for tensor in tensors)
 
 
 class _Call:
@@ -194,9 +201,9 @@ class _Call:
         form: Form,
         mask: Tensor | None,
         h_mask: Tensor | None,
-        part: slice = slice(None),
+        part: slice | None = None,
     ) -> None:
-        x, h, c = x[part], h[part], c[part]
+        x, h, c = _of(part, x, h, c)
         library = native.LIBRARY
         assert library is not None  # `unavailable` says so before
         self.library = library
@@ -232,8 +239,8 @@ class _Call:
             weight_ih=w.ih if self.joint else None,
             weight_hh=w.hh,
             bias=w.bias,
-            mask=None if mask is None else mask[part].to(torch.uint8),
-            h_mask=None if h_mask is None else _frames(h_mask[part]),
+            mask=None if mask is None else _of(part, mask)[0].to(torch.uint8),
+            h_mask=None if h_mask is None else _frames(_of(part, h_mask)[0]),
         )
         if w.ch is not None:
             peepholes = w.ch.reshape(3, hidden, -1).permute(2, 0, 1)
@@ -309,15 +316,16 @@ def _forward(
         z = empty(batch, kept, height * width, _columns(hidden))
     for part in _parts(h):
         call = _Call(x, h, c, Weights(ih, hh, ch, bias), form, mask, h_mask, part)
-        call.give(y=y[part], c_last=c_last[part])
+        x_here, y_here, c_last_here, all_c_here, z_here = _of(part, x, y, c_last, all_c, z)
+        call.give(y=y_here, c_last=c_last_here)
         if keeps:
-            call.give(c=all_c[part], z=z[part] if kept else None)
+            call.give(c=all_c_here, z=z_here if kept else None)
         if u is None:
             u = call.make_kernels("u")
         call.give(u=u)
         for steps in call.blocks():
             if call.of_x is not None:
-                call.give(hoisted=_convolved(call.of_x, x[part, steps]))
+                call.give(hoisted=_convolved(call.of_x, x_here[:, steps]))
             call.run("forward", steps)
     return y, y[:, -1].clone(), c_last, all_c, z, u if keeps and u is not None else h.new_empty(0)
 
@@ -358,7 +366,7 @@ def _backward(
     d_state = [y.new_empty(y.shape[0], *y.shape[2:]) if needed else None for needed in needs[1:3]]
     d_ih = sums["d_weight_ih"]
     u_transposed = None
-    for part in _parts(h):
+    for part in (part or slice(None) for part in _parts(h)):
         call = _Call(x, h, c, w, form, mask, h_mask, part)
         # The gradients of the state after the last step, which become those of the state before the first.
         d_h_part, d_c_part = (

@@ -307,25 +307,26 @@ class RecurrentLayer(Recurrent):
         mask = self._checked_mask(x, mask, lengths)
         size = self._state_size(x)
         rows = self.num_layers * len(self._suffixes[0])
-        before = self._state(state, (rows, batch, self.hidden_channels, *size), self._weights("_l0").hh)
+        weights = [[self._weights(suffix) for suffix in suffixes] for suffixes in self._suffixes]
+        before = self._state(state, (rows, batch, self.hidden_channels, *size), weights[0][0].hh)
 
         after: list[State] = []
         y = x
-        for layer, suffixes in enumerate(self._suffixes):
+        for layer, directions in enumerate(weights):
             if layer and self.dropout:
                 y = nnf.dropout(y, self.dropout, self.training)
             form = self._form() if layer == 0 else self._upper_form()
             outputs = []
-            for direction, suffix in enumerate(suffixes):
+            for direction, own_weights in enumerate(directions):
                 backwards = self.reverse or direction == 1
                 own = tuple(value[len(after)] for value in before)
                 y_d, last = _engine.run(
                     y.flip(1) if backwards else y,
                     own,
-                    self._weights(suffix),
+                    own_weights,
                     form,
                     mask=mask.flip(1) if mask is not None and backwards else mask,
-                    drop=self._drop(y[:, 0], own[0]),
+                    drop=self._drop(y[:, 0], own[0]) if self.training else Drop(),
                     checkpoint_every=self.checkpoint_every,
                     engine=self.engine,
                 )
