@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import bptt, reference, triton, winograd
 from .case import Case, case_of
+from .operators import constant
 from .reference import Drop, Form, State, Weights, state_size
 
 __all__ = [
@@ -62,15 +63,24 @@ def set_default(name: str) -> None:
     _default = _checked(name)
 
 
+@constant
+def _by_environment() -> str | None:
+    return os.environ.get("STORMCELL_ENGINE")
+
+
 def _asked(engine: str) -> str:
     """The engine that is asked for: by the call, else by the environment, else by `set_default`."""
     name = _checked(engine)
-    return _checked(os.environ.get("STORMCELL_ENGINE", _default)) if name == "auto" else name
+    return _checked(_by_environment() or _default) if name == "auto" else name
 
 
 def _is_exporting() -> bool:
-    known = getattr(torch.compiler, "is_exporting", None)  # torch ≥ 2.7
-    return known is not None and known()
+    """What `torch.compiler.is_exporting` should say, which from torch 2.7 to 2.12 is True inside any torch.compile.
+
+    Before there was another flag for that, which torch.compile leaves alone.
+    """
+    before = getattr(torch.compiler, "_is_compiling_flag", False)
+    return bool(getattr(torch.compiler, "_is_exporting_flag", before))
 
 
 def _choose(case: Case, engine: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -38,6 +39,14 @@ class Case(NamedTuple):
     @property
     def dims(self) -> int:
         return len(self.size)
+
+
+def first_that_holds(reasons: Mapping[str, object]) -> str | None:
+    """The first of reasons, each with whether it holds; None if none does. In words that any torch.compile can trace."""
+    for reason, holds in reasons.items():
+        if holds:
+            return reason
+    return None
 
 
 def autocasts(device: str) -> bool:

@@ -17,6 +17,13 @@ _LIBRARY = torch.library.Library("stormcell", "FRAGMENT")
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
+def constant(function: Callable[[], Any]) -> Callable[[], Any]:
+    """Let torch.compile call a function while it traces, and take what it says: `torch.compiler.assume_constant_result`,
+    which imports all of torch._dynamo. For what reads the environment, which torch 2.4 cannot trace through."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 def operator(
     name: str,
     compute: Callable[..., Any],

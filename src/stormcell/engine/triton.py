@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 
 from . import bptt, graphs
-from .case import Case
+from .case import Case, first_that_holds
 from .convolution import Convolution
+from .operators import constant
 from .reference import Drop, Form, State, Weights, state_size
 
 ABOUT = "a step in one or two kernels of Triton, on a CUDA GPU, in float32 and half precision"
@@ -44,6 +45,7 @@ ALIGNED = 8  # channels: of theirs, what cuDNN's tensor cores want
 # --- rules ---
 
 
+@constant
 def _interprets() -> bool:
     """Whether kernels run in Triton's interpreter, as numpy: for tests. Triton reads this where it is imported."""
     return os.environ.get("TRITON_INTERPRET") == "1"
@@ -74,8 +76,7 @@ def supports(case: Case) -> str | None:
         "its cell state is float32": case.state_dtype != torch.float32,
         f"its kernels know the activations {', '.join(ACTIVATIONS)}": not set(case.activations) <= set(ACTIVATIONS),
     }
-    reason = next((reason for reason, holds in reasons.items() if holds), None)
-    return reason or bptt.supports(case) or (_lacks(case) if case.device == "cuda" else None)
+    return first_that_holds(reasons) or bptt.supports(case) or (_lacks(case) if case.device == "cuda" else None)
 
 
 def _lacks(case: Case) -> str | None:

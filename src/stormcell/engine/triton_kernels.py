@@ -161,8 +161,9 @@ def _gates(z, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _with_bias_and_peepholes(z_i, z_f, z_g, z_o, bias, w_i, w_f, c, columns, there, F):
+def _with_bias_and_peepholes(z_i, z_f, z_g, z_o, bias, w_i, w_f, c, columns, F):
     if bias is not None:
+        there = columns < F  # of the pointers' shape: before 3.5 Triton does not make them that of a mask
         z_i += _read(bias, columns, there)
         z_f += _read(bias, columns + F, there)
         z_g += _read(bias, columns + 2 * F, there)
@@ -258,7 +259,7 @@ def _step_kernel(
 
     before = _read(c, at, there)
     w_i, w_f, w_o = _peepholes(w_c, before, rows, columns, there, P, F, BY_PIXEL)
-    z_i, z_f, z_g, z_o = _with_bias_and_peepholes(z_i, z_f, z_g, z_o, bias, w_i, w_f, before, columns, there, F)
+    z_i, z_f, z_g, z_o = _with_bias_and_peepholes(z_i, z_f, z_g, z_o, bias, w_i, w_f, before, columns, F)
     after = _activated(z_f, RHO) * before + _activated(z_i, RHO) * _activated(z_g, PHI)
     shown = _activated(z_o + w_o * after, RHO) * _activated(after, PHI)
     if used is not None:
@@ -322,7 +323,7 @@ def _back_kernel(
     w_i, w_f, w_o = _peepholes(w_c, before, rows, columns, there, P, F, BY_PIXEL)
     z_i, z_f = _read(z, at_z, there), _read(z, at_z + F, there)
     z_g, z_o = _read(z, at_z + 2 * F, there), _read(z, at_z + 3 * F, there)
-    z_i, z_f, z_g, z_o = _with_bias_and_peepholes(z_i, z_f, z_g, z_o, bias, w_i, w_f, before, columns, there, F)
+    z_i, z_f, z_g, z_o = _with_bias_and_peepholes(z_i, z_f, z_g, z_o, bias, w_i, w_f, before, columns, F)
     i, f, g = _activated(z_i, RHO), _activated(z_f, RHO), _activated(z_g, PHI)
     after = f * before + i * g
     z_o += w_o * after

@@ -22,7 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import native, reference
 from .activations import ACTIVATIONS, name_of
-from .case import Case
+from .case import Case, first_that_holds
 from .convolution import Convolution
 from .operators import operator
 from .reference import Drop, Form, State, Weights
@@ -54,7 +54,7 @@ def supports(case: Case) -> str | None:
     reasons = {
         "it runs on a CPU": case.device != "cpu",
         "it computes a ConvLSTM, not a ConvGRU": case.cell != "lstm",
-        "it has two dimensions": case.dims != 2,
+        "it has two dimensions": len(case.size) != 2,
         "it computes in float32: the transforms' rounding would spoil float64, and half precision": not (
             case.dtype == case.state_dtype == torch.float32
         ),
@@ -70,7 +70,7 @@ def supports(case: Case) -> str | None:
         "an activation that is a function has no counterpart in C++": None in case.activations,
         "torch.func transforms see through torch's operators only": case.transformed,
     }
-    return next((reason for reason, holds in reasons.items() if holds), None)
+    return first_that_holds(reasons)
 
 
 def passed_over(case: Case) -> str | None:
