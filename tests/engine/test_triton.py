@@ -470,10 +470,13 @@ def test_old_gpus(capability: tuple[int, int], refused: bool, monkeypatch: pytes
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    single, bfloat = (triton.supports(case(device="cuda", dtype=dtype)) for dtype in (torch.float32, torch.bfloat16))
+    single, *half = (
+        triton.supports(case(device="cuda", dtype=dtype)) for dtype in (torch.float32, torch.float16, torch.bfloat16)
+    )
     assert (single is not None) == refused
-    assert (bfloat is None) == (capability >= (8, 0))
-    assert bfloat is None or "capability 8.0" in bfloat
+    for reason in half:
+        assert (reason is None) == (capability >= (8, 0))
+        assert reason is None or "capability 8.0" in reason
 
 
 def test_auto_takes_it_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
