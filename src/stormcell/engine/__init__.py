@@ -74,13 +74,13 @@ def _asked(engine: str) -> str:
     return _checked(_by_environment() or _default) if name == "auto" else name
 
 
-def _is_exporting() -> bool:
-    """What `torch.compiler.is_exporting` should say, which from torch 2.7 to 2.12 is True inside any torch.compile.
+# What `torch.compiler.is_exporting` should say, which from torch 2.7 to 2.12 is True inside any torch.compile. Before there was
+# another flag for that; it is not read where it is not needed, for torch.compile makes a condition of what it reads.
+_EXPORTING = "_is_exporting_flag" if hasattr(torch.compiler, "_is_exporting_flag") else "_is_compiling_flag"
 
-    Before there was another flag for that, which torch.compile leaves alone.
-    """
-    before = getattr(torch.compiler, "_is_compiling_flag", False)
-    return bool(getattr(torch.compiler, "_is_exporting_flag", before))
+
+def _is_exporting() -> bool:
+    return bool(getattr(torch.compiler, _EXPORTING, False))
 
 
 def _choose(case: Case, engine: str) -> str:
