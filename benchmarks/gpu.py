@@ -50,6 +50,7 @@ from benchmarks.peers.autograd import autocast
 from benchmarks.run import git, versions
 from stormcell.engine.graphs import graphs
 from stormcell.provenance import machine
+from stormcell.writing import whole_file
 
 RESULTS = Path(__file__).parent / "results" / "gpu"
 FEWEST_RUNS, WARM_RUNS, MOST_PIPELINED = 10, 5, 500
@@ -397,9 +398,8 @@ class Bench:
         if self.target is None:
             return
         self.target.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.target.with_suffix(".part")
-        beside.write_text(json.dumps(self.result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        beside.replace(self.target)
+        with whole_file(self.target) as temporary:
+            temporary.write_text(json.dumps(self.result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @property
     def is_wrong(self) -> bool:

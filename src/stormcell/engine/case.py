@@ -36,10 +36,6 @@ class Case(NamedTuple):
     transformed: bool = False  # inside vmap, grad and their like of torch.func, or among dual numbers
     gradients: bool = True
 
-    @property
-    def dims(self) -> int:
-        return len(self.size)
-
 
 def first_that_holds(reasons: Mapping[str, object]) -> str | None:
     """The first of reasons, each with whether it holds; None if none does. In words that any torch.compile can trace."""

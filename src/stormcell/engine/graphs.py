@@ -138,7 +138,7 @@ class Graphs:
         """compute(*arguments), replayed if it has been seen before. `settings`: what else its kernels follow from."""
         if os.environ.get(SWITCH) == "0" or _is_recording():
             return compute(*arguments)
-        stream = _stream()
+        stream = torch.cuda.current_stream()  # where work is queued; streams run beside each other, and share nothing
         key = (stream, compute, *settings, *_switches(), *map(_kind, arguments))
         with self.lock:
             known = self.seen.get(key, 0)
@@ -210,11 +210,6 @@ def _kind(value: Any) -> Hashable:
 
 def _is_recording() -> bool:
     return torch.cuda.is_current_stream_capturing()
-
-
-def _stream() -> Hashable:
-    """Where work is queued. Streams run beside each other, and share nothing."""
-    return torch.cuda.current_stream()
 
 
 def _switches() -> tuple[Hashable, ...]:

@@ -70,8 +70,6 @@ def _differentiable(
 
 def _is_watched(arguments: Sequence[Any]) -> bool:
     """Whether somebody wants to see operators: a compiler, a mode of `torch.utils._python_dispatch`, a tensor of another kind."""
-    if torch.compiler.is_compiling():
-        return True
-    if torch._C._len_torch_dispatch_stack() > 0 or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or torch.jit.is_tracing():
         return True
     return any(isinstance(value, Tensor) and (type(value) not in _PLAIN or value.is_meta) for value in arguments)

@@ -185,14 +185,16 @@ class Recurrent(nn.Module):
 
     def _drop(self, x: Tensor, h: Tensor) -> Drop:
         """Masks for frames like x (B, C, *frame) and states like h (B, F, *S)."""
+        if not self.training:
+            return Drop()
         rows = self.gates if self.dropout_masks == "gate" else 1
 
         def mask(like: Tensor, p: float) -> Tensor | None:
-            if not (self.training and p and like.shape[1]):
+            if not (p and like.shape[1]):
                 return None
             return nnf.dropout(like.new_ones(like.shape[0], rows, *like.shape[1:]), p)
 
-        return Drop(mask(x, self.input_dropout), mask(h, self.recurrent_dropout), self.training)
+        return Drop(mask(x, self.input_dropout), mask(h, self.recurrent_dropout), training=True)
 
     def _check_frames(self, x: Tensor, axes: str) -> None:
         expected = [*axes.split(), "C", *"ZYX"[-self.dims :]]
@@ -326,7 +328,7 @@ class RecurrentLayer(Recurrent):
                     own_weights,
                     form,
                     mask=mask.flip(1) if mask is not None and backwards else mask,
-                    drop=self._drop(y[:, 0], own[0]) if self.training else Drop(),
+                    drop=self._drop(y[:, 0], own[0]),
                     checkpoint_every=self.checkpoint_every,
                     engine=self.engine,
                 )
